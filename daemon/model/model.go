@@ -46,6 +46,7 @@ func (p Protocol) String() string {
 type Service struct {
 	Name
 	UID                 string
+	File                string // the manifest that defines it, for problems; empty from the API
 	ClusterIPs          []netip.Addr
 	ExternalIPs         []netip.Addr
 	LoadBalancerIPs     []netip.Addr // status.loadBalancer.ingress, ipMode VIP only
@@ -178,10 +179,19 @@ type Frontend struct {
 	AffinityTimeout time.Duration
 	// Internal are the backends for pods and processes of this node; External
 	// those for clients that arrive at an uplink. Sorted, without duplicates.
+	// The frontends of a service share these slices: read them only.
 	Internal, External []Backend
-	InternalLocal      bool // internalTrafficPolicy: Local, for "dropped, not refused"
-	ExternalLocal      bool
-	SourceRanges       []netip.Prefix // LoadBalancer only; empty allows all
+	// Keep are endpoints that get no new connection and that nobody lists, but
+	// whose established flows go on, as kube-proxy leaves them alone: ready
+	// elsewhere in the topology, or (not UDP) not ready without terminating.
+	Keep          []Backend
+	InternalLocal bool // internalTrafficPolicy: Local, for "dropped, not refused"
+	ExternalLocal bool
+	// HasEndpoints says that somewhere in the cluster an endpoint is usable.
+	// With it, a policy Local that leaves this node no backend drops; without
+	// it, and for every other empty list, the connection is refused.
+	HasEndpoints bool
+	SourceRanges []netip.Prefix // LoadBalancer only; empty allows all
 }
 
 // BackendState tells whether new connections may go to a backend.
@@ -209,4 +219,9 @@ type Backend struct {
 	Selectable bool
 	NodeName   string
 	Local      bool // on this node
+}
+
+// String is the address as people write it: 10.96.0.10:80/TCP.
+func (a AddrPort) String() string {
+	return netip.AddrPortFrom(a.Addr, a.Port).String() + "/" + a.Protocol.String()
 }
