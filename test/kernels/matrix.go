@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package kernels runs the project's Go tests inside other kernels than the
+// machine's own. It fetches Debian's cloud kernels, packs a kernel's modules
+// and static test binaries into an initramfs, boots that in QEMU without
+// hardware acceleration, and gives the inner tests back as subtests of an
+// ordinary go test run.
+//
+// matrix.go says which kernels and which tests; the rest is machinery, one file
+// a stage: mirror.go, fetch.go (the packages), modules.go, programs.go,
+// image.go (the initramfs), guest.go (the boot), report.go (the results).
+package kernels
+
+import (
+	"slices"
+	"strings"
+	"time"
+)
+
+// A Kernel is one column of the matrix.
+type Kernel struct {
+	// Name is what KERNELS= and Job.Kernels call it.
+	Name string
+	// Suites hold the package; the newest version in any of them is taken.
+	Suites []string
+	// Package is the meta package that depends on the current kernel.
+	Package string
+	// Optional kernels run when the mirror still has them.
+	Optional bool
+}
+
+// Matrix is every kernel, the slowest to boot first so that two at a time
+// finish together.
+var Matrix = []Kernel{
+	{Name: "newest", Suites: []string{"trixie-backports"}, Package: "linux-image-cloud-amd64"},
+	{Name: "6.1", Suites: []string{"bookworm", "bookworm-security"}, Package: "linux-image-cloud-amd64"},
+	{Name: "6.12", Suites: []string{"bookworm-security"}, Package: "linux-image-6.12-cloud-amd64"},
+	{Name: "5.10", Suites: []string{"bullseye"}, Package: "linux-image-cloud-amd64", Optional: true},
+}
+
+// Modules are loaded before the first job, after what they depend on. A kernel
+// that has one built in, or not at all, boots all the same.
+var Modules = []string{
+	// Devices of the node and its pods.
+	"veth", "vxlan", "bridge", "dummy", "macvlan", "tun",
+	// Queues and classifiers.
+	"sch_ingress", "cls_bpf", "sch_tbf", "sch_fq", "sch_netem",
+	// Socket tables as netlink gives them, and closing sockets through it.
+	"inet_diag", "tcp_diag", "udp_diag", "raw_diag",
+	// What iptables and nft rules of ours and of portmap and bandwidth need.
+	"nf_tables", "nft_compat", "nft_chain_nat", "nft_ct", "nft_nat", "nft_masq", "nft_redir", "nft_reject_inet",
+	// (Counters are a module of their own before 5.11.)
+	"nft_counter",
+	"nft_limit", "nft_log", "nft_fib_inet", "nft_numgen", "nft_hash",
+	"iptable_filter", "iptable_nat", "iptable_raw", "iptable_mangle",
+	"ip6table_filter", "ip6table_nat", "ip6table_raw", "ip6table_mangle",
+	"nf_conntrack_netlink",
+	"xt_conntrack", "xt_MASQUERADE", "xt_nat", "xt_comment", "xt_mark", "xt_connmark", "xt_addrtype",
+	"xt_tcpudp", "xt_multiport", "xt_CT", "xt_statistic", "xt_REDIRECT", "xt_limit", "xt_set",
+	"ipt_REJECT", "ip6t_REJECT",
+}
+
+// A Job is one test binary run once inside each of its kernels.
+type Job struct {
+	// Name is the subtest's; empty takes the package's path. Two jobs of one
+	// package (say, one a hook mode) need two names.
+	Name string
+	// Package is built with `go test -c -tags root`, as ./path from the module's
+	// root. The guest runs it in /src/path, with the package's testdata beside it.
+	Package string
+	// Run and Skip are -test.run and -test.skip; an empty Run means all. A Run
+	// that matches nothing fails.
+	Run, Skip string
+	// Env is added to the environment, NAME=value. MOORING_KERNEL (the kernel's
+	// series, "6.1") and MOORING_BIN (where Commands are) are always set.
+	Env []string
+	// Kernels limits the job; empty means every kernel that is not optional.
+	Kernels []string
+	// Timeout is the inner -test.timeout; zero means two minutes.
+	Timeout time.Duration
+	// Commands are main packages of this module, built static into /src/bin.
+	Commands []string
+	// Programs are names found in the machine's PATH, taken along with the
+	// shared libraries that they load.
+	Programs []string
+	// Files are files or directories, relative to the module's root, put at the
+	// same place under /src.
+	Files []string
+}
+
+// Jobs is what runs in every kernel, in this order.
+var Jobs = []Job{
+	{Package: "./test/kernels/smoke", Programs: []string{"iptables", "ip6tables", "nft"},
+		Kernels: []string{"5.10", "6.1", "6.12", "newest"}},
+}
+
+// A Limit excuses an inner skip that NO_SKIP=1 would make a failure.
+type Limit struct {
+	Kernel, Job, Test string
+	// Why is the fact about the kernel that makes the test impossible there.
+	Why string
+}
+
+// Limits is the whole list of what a kernel of the matrix cannot do.
+var Limits = []Limit{
+	{Kernel: "5.10", Job: "test/kernels/smoke", Test: "TestSocketStorageReachesTracingPrograms",
+		Why: "bpf_sk_storage_get is open to tracing programs since 5.11"},
+}
+
+func (j Job) runsOn(k Kernel) bool {
+	if len(j.Kernels) == 0 {
+		return !k.Optional
+	}
+	return slices.Contains(j.Kernels, k.Name)
+}
+
+// excuse returns why a kernel may skip a test, or nothing. A limit of a test
+// covers its subtests.
+func excuse(kernel, job, test string) string {
+	for _, l := range Limits {
+		if l.Kernel == kernel && l.Job == job && (test == l.Test || strings.HasPrefix(test, l.Test+"/")) {
+			return l.Why
+		}
+	}
+	return ""
+}
