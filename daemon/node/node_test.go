@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/mooring-cni/mooring/daemon/model"
+)
+
+func prefixes(list ...string) (out []netip.Prefix) {
+	for _, s := range list {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
+func machine(name string, addresses []string, cidrs ...string) model.Node {
+	n := model.Node{Name: name, PodCIDRs: prefixes(cidrs...)}
+	for _, a := range addresses {
+		n.Addresses = append(n.Addresses, netip.MustParseAddr(a))
+	}
+	return n
+}
+
+func texts[E interface{ String() string }](list []E) (out []string) {
+	for _, e := range list {
+		out = append(out, e.String())
+	}
+	return out
+}
+
+func TestRoutesLeadToTheOtherNodesPods(t *testing.T) {
+	own := prefixes("10.244.0.0/24", "fd00:10:244::/64")
+	nodes := []model.Node{
+		machine("c", []string{"192.0.2.3"}, "10.244.2.0/24", "fd00:10:244:2::/64"),
+		machine("b", []string{"192.0.2.2", "192.0.2.22", "2001:db8::2"}, "10.244.1.0/24", "fd00:10:244:1::/64"),
+		machine("a", []string{"192.0.2.1", "2001:db8::1"}, "10.244.0.0/24", "fd00:10:244::/64"),
+		machine("d", []string{"192.0.2.4"}, "10.244.1.0/24"),
+		machine("e", []string{"192.0.2.5"}, "10.244.0.128/25"),
+		machine("f", nil),
+	}
+	wanted, problems := routes("a", own, nodes)
+	if diff := cmp.Diff([]string{
+		"unreachable 10.244.0.0/24", "10.244.1.0/24 via 192.0.2.2", "10.244.2.0/24 via 192.0.2.3",
+		"unreachable fd00:10:244::/64", "fd00:10:244:1::/64 via 2001:db8::2",
+	}, texts(wanted)); diff != "" {
+		t.Errorf("routes (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{
+		"node c: no address of the family of its pod CIDR fd00:10:244:2::/64: no route to it",
+		"node d: its pod CIDR 10.244.1.0/24 is node b's as well: no route to it",
+		"node e: its pod CIDR 10.244.0.128/25 overlaps this node's 10.244.0.0/24: no route to it",
+	}, problems); diff != "" {
+		t.Errorf("problems (-want +got):\n%s", diff)
+	}
+}
+
+func TestDifferenceIsWhatIsLeftToDo(t *testing.T) {
+	route := func(to, via string) Route {
+		r := Route{Destination: netip.MustParsePrefix(to)}
+		if via != "" {
+			r.Gateway = netip.MustParseAddr(via)
+		}
+		return r
+	}
+	there := []Route{route("10.244.0.0/24", ""), route("10.244.1.0/24", "192.0.2.2"), route("10.244.2.0/24", "192.0.2.3"), route("10.244.9.0/24", "192.0.2.9")}
+	wanted := []Route{route("10.244.0.0/24", ""), route("10.244.1.0/24", "192.0.2.7"), route("10.244.2.0/24", "192.0.2.3"), route("10.244.3.0/24", "192.0.2.4")}
+	add, change, remove := difference(there, wanted)
+	got := map[string][]string{"add": texts(add), "change": texts(change), "remove": texts(remove)}
+	want := map[string][]string{"add": {"10.244.3.0/24 via 192.0.2.4"}, "change": {"10.244.1.0/24 via 192.0.2.7"}, "remove": {"10.244.9.0/24 via 192.0.2.9"}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if add, change, remove := difference(wanted, wanted); len(add)+len(change)+len(remove) != 0 {
+		t.Errorf("nothing differs, but: add %v change %v remove %v", add, change, remove)
+	}
+}
+
+func TestAggregateHoldsTheSameAddresses(t *testing.T) {
+	for _, test := range []struct{ in, want []netip.Prefix }{
+		{nil, nil},
+		{prefixes("10.244.3.0/24", "10.244.0.0/24", "10.244.2.0/24", "10.244.1.0/24"), prefixes("10.244.0.0/22")},
+		{prefixes("10.244.1.0/24", "10.244.2.0/24"), prefixes("10.244.1.0/24", "10.244.2.0/24")},
+		{prefixes("10.244.0.0/16", "10.244.2.0/24", "10.244.2.0/24"), prefixes("10.244.0.0/16")},
+		{prefixes("10.244.0.7/24", "10.244.1.0/24"), prefixes("10.244.0.0/23")},
+		{prefixes("fd00:10:244:1::/64", "fd00:10:244::/64"), prefixes("fd00:10:244::/63")},
+		{prefixes("0.0.0.0/1", "128.0.0.0/1"), prefixes("0.0.0.0/0")},
+		{prefixes("192.0.2.1/32", "192.0.2.2/32", "192.0.2.3/32"), prefixes("192.0.2.1/32", "192.0.2.2/31")},
+	} {
+		if diff := cmp.Diff(texts(test.want), texts(aggregate(test.in))); diff != "" {
+			t.Errorf("aggregate(%v) (-want +got):\n%s", test.in, diff)
+		}
+	}
+	var many []netip.Prefix
+	for i := range 4096 {
+		many = append(many, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24))
+	}
+	if got := aggregate(many); len(got) != 1 || got[0].String() != "10.0.0.0/12" {
+		t.Errorf("4096 ranges in order became %v", got)
+	}
+}
+
+func TestChainsOfBothFamilies(t *testing.T) {
+	nodes := []model.Node{
+		machine("a", []string{"192.0.2.1", "2001:db8::1"}, "10.244.0.0/24", "fd00:10:244::/64"),
+		machine("b", []string{"192.0.2.2", "2001:db8::2"}, "10.244.1.0/24", "fd00:10:244:1::/64"),
+	}
+	render := func(list []chain) string {
+		var b strings.Builder
+		for _, c := range list {
+			b.WriteString(c.table + " " + c.parent + " -> " + c.name + "\n")
+			for _, r := range c.rules {
+				b.WriteString(r + "\n")
+			}
+		}
+		return b.String()
+	}
+	for _, test := range []struct {
+		own   string
+		nodes []model.Node
+		want  string
+	}{
+		{"10.244.0.0/24", nodes, `nat POSTROUTING -> MOORING-MASQUERADE
+-s 10.244.0.0/23 -d 10.244.0.0/24 -m conntrack --ctstate DNAT -j MASQUERADE --random-fully
+-s 10.244.0.0/24 -d 10.244.0.0/23 -j RETURN
+-s 10.244.0.0/24 -d 192.0.2.1/32 -j RETURN
+-s 10.244.0.0/24 -d 192.0.2.2/32 -j RETURN
+-s 10.244.0.0/24 -d 224.0.0.0/4 -j RETURN
+-s 10.244.0.0/24 -j MASQUERADE --random-fully
+raw PREROUTING -> MOORING-NOTRACK
+-s 10.244.0.0/23 -d 10.244.0.0/24 -j CT --notrack
+-s 10.244.0.0/24 -d 10.244.0.0/23 -j CT --notrack
+`},
+		{"fd00:10:244::/64", nil, `nat POSTROUTING -> MOORING-MASQUERADE
+-s fd00:10:244::/64 -d fd00:10:244::/64 -m conntrack --ctstate DNAT -j MASQUERADE --random-fully
+-s fd00:10:244::/64 -d fd00:10:244::/64 -j RETURN
+-s fd00:10:244::/64 -d ff00::/8 -j RETURN
+-s fd00:10:244::/64 -j MASQUERADE --random-fully
+raw PREROUTING -> MOORING-NOTRACK
+-s fd00:10:244::/64 -d fd00:10:244::/64 -j CT --notrack
+`},
+	} {
+		if diff := cmp.Diff(test.want, render(chains(prefixes(test.own), test.nodes, true))); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.own, diff)
+		}
+	}
+}
+
+func TestSmallestUplinkDecidesTheMTU(t *testing.T) {
+	if got := MTU([]Uplink{{MTU: 9000}, {MTU: 1450}, {MTU: 1500}}); got != 1450 {
+		t.Errorf("MTU %d, want 1450", got)
+	}
+	if got := MTU(nil); got != 1500 {
+		t.Errorf("MTU without uplink %d, want 1500", got)
+	}
+}

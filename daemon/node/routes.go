@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package node
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/mooring-cni/mooring/daemon/model"
+)
+
+// Protocol marks our routes in the kernel (`ip route show proto 77`): what
+// bears it is ours to change, what does not is nobody's business here.
+const Protocol = 77
+
+// Route is one of our routes: to a node's pods by the node's address, or,
+// without a gateway, the unreachable rest of our own pods' range.
+type Route struct {
+	Destination netip.Prefix
+	Gateway     netip.Addr
+}
+
+func (r Route) String() string {
+	if !r.Gateway.IsValid() {
+		return "unreachable " + r.Destination.String()
+	}
+	return r.Destination.String() + " via " + r.Gateway.String()
+}
+
+func compareRoutes(a, b Route) int {
+	return cmp.Or(a.Destination.Compare(b.Destination), a.Gateway.Compare(b.Gateway))
+}
+
+// routes says which routes the node self with the pod ranges own should have
+// so that it reaches the pods of nodes. The ranges of its own that no pod has
+// are unreachable: a packet to one must not go to the default route, whose
+// router would send it back.
+func routes(self string, own []netip.Prefix, nodes []model.Node) (wanted []Route, problems []string) {
+	owner := map[netip.Prefix]string{}
+	for _, prefix := range own {
+		wanted = append(wanted, Route{Destination: prefix})
+		owner[prefix] = self
+	}
+	nodes = slices.Clone(nodes)
+	slices.SortFunc(nodes, func(a, b model.Node) int { return cmp.Compare(a.Name, b.Name) })
+	for _, n := range nodes {
+		if n.Name == self {
+			continue
+		}
+		for _, prefix := range n.PodCIDRs {
+			if i := slices.IndexFunc(own, prefix.Overlaps); i >= 0 {
+				problems = append(problems, fmt.Sprintf("node %s: its pod CIDR %s overlaps this node's %s: no route to it", n.Name, prefix, own[i]))
+				continue
+			}
+			if other, taken := owner[prefix]; taken {
+				problems = append(problems, fmt.Sprintf("node %s: its pod CIDR %s is node %s's as well: no route to it", n.Name, prefix, other))
+				continue
+			}
+			i := slices.IndexFunc(n.Addresses, func(a netip.Addr) bool { return a.Is4() == prefix.Addr().Is4() })
+			if i < 0 {
+				problems = append(problems, fmt.Sprintf("node %s: no address of the family of its pod CIDR %s: no route to it", n.Name, prefix))
+				continue
+			}
+			owner[prefix] = n.Name
+			wanted = append(wanted, Route{Destination: prefix, Gateway: n.Addresses[i]})
+		}
+	}
+	slices.SortFunc(wanted, compareRoutes)
+	return wanted, problems
+}
+
+// difference says what turns the routes that are there into the wanted ones.
+// A route whose gateway changed is changed in place.
+func difference(there, wanted []Route) (add, change, remove []Route) {
+	old := map[netip.Prefix]Route{}
+	for _, r := range there {
+		if _, twice := old[r.Destination]; twice {
+			remove = append(remove, r)
+			continue
+		}
+		old[r.Destination] = r
+	}
+	for _, r := range wanted {
+		was, known := old[r.Destination]
+		delete(old, r.Destination)
+		switch {
+		case !known:
+			add = append(add, r)
+		case was != r:
+			change = append(change, r)
+		}
+	}
+	for _, r := range old {
+		remove = append(remove, r)
+	}
+	slices.SortFunc(remove, compareRoutes)
+	return add, change, remove
+}
+
+// ours lists the routes that bear our protocol number.
+func ours() (list []Route, err error) {
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		found, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: Protocol, Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
+		if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
+			return nil, fmt.Errorf("list routes: %w", err)
+		}
+		for _, r := range found {
+			if destination, ok := prefixOf(r.Dst, family); ok {
+				gateway, _ := netip.AddrFromSlice(r.Gw)
+				list = append(list, Route{Destination: destination, Gateway: gateway.Unmap()})
+			}
+		}
+	}
+	return list, nil
+}
+
+// apply makes the kernel's routes the wanted ones. Without complete nothing is
+// removed: the cluster's nodes are not all known yet.
+func apply(wanted []Route, complete bool) (problems []string, err error) {
+	there, err := ours()
+	if err != nil {
+		return nil, err
+	}
+	add, change, remove := difference(there, wanted)
+	if complete {
+		for _, r := range remove {
+			if err := netlink.RouteDel(kernelRoute(r)); err != nil && !errors.Is(err, unix.ESRCH) {
+				problems = append(problems, fmt.Sprintf("remove route %s: %v", r, err))
+			}
+		}
+	}
+	for _, r := range change {
+		if err := netlink.RouteReplace(kernelRoute(r)); err != nil {
+			problems = append(problems, explain(r, err))
+		}
+	}
+	for _, r := range add {
+		if err := netlink.RouteAdd(kernelRoute(r)); err != nil {
+			problems = append(problems, explain(r, err))
+		}
+	}
+	return problems, nil
+}
+
+// explain says what an errno of a route means here.
+func explain(r Route, err error) string {
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return fmt.Sprintf("route %s: somebody else has a route to it, which stays: remove that one", r)
+	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.EINVAL) && r.Gateway.IsValid():
+		return fmt.Sprintf("route %s: the gateway is on none of this node's links, as routing.mode native needs it", r)
+	}
+	return fmt.Sprintf("route %s: %v", r, err)
+}
+
+func kernelRoute(r Route) *netlink.Route {
+	route := &netlink.Route{
+		Dst:      &net.IPNet{IP: r.Destination.Addr().AsSlice(), Mask: net.CIDRMask(r.Destination.Bits(), r.Destination.Addr().BitLen())},
+		Protocol: Protocol,
+		Table:    unix.RT_TABLE_MAIN,
+	}
+	if r.Gateway.IsValid() {
+		route.Gw = r.Gateway.AsSlice()
+	} else {
+		route.Type = unix.RTN_UNREACHABLE
+	}
+	return route
+}
+
+func prefixOf(n *net.IPNet, family int) (netip.Prefix, bool) {
+	if n == nil {
+		if family == netlink.FAMILY_V4 {
+			return netip.PrefixFrom(netip.IPv4Unspecified(), 0), true
+		}
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0), true
+	}
+	address, ok := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(address.Unmap(), bits), ok
+}
+
+// removeRoutes takes all of our routes away.
+func removeRoutes() error {
+	there, err := ours()
+	if err != nil {
+		return err
+	}
+	for _, r := range there {
+		if err := netlink.RouteDel(kernelRoute(r)); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("remove route %s: %w", r, err)
+		}
+	}
+	return nil
+}
