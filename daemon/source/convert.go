@@ -209,7 +209,7 @@ func convertService(o *corev1.Service, r *report) *model.Service {
 			r.add("spec.trafficDistribution", "%q is not a distribution; want PreferClose, PreferSameZone or PreferSameNode; ignored", d)
 		}
 	}
-	s.Ports = servicePorts(spec.Ports, r)
+	s.Ports = servicePorts(spec.Ports, spec.Type == corev1.ServiceTypeNodePort, r)
 	return s
 }
 
@@ -289,7 +289,7 @@ func affinityTimeout(spec *corev1.ServiceSpec, r *report) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-func servicePorts(ports []corev1.ServicePort, r *report) []model.ServicePort {
+func servicePorts(ports []corev1.ServicePort, needNodePort bool, r *report) []model.ServicePort {
 	const field = "spec.ports"
 	if len(ports) == 0 {
 		if !r.breaks(field) {
@@ -322,6 +322,9 @@ func servicePorts(ports []corev1.ServicePort, r *report) []model.ServicePort {
 		if first, taken := numbers[number{port.Protocol, port.Port}]; taken {
 			r.add(at(field, i)+".port", "%d/%s is also spec.ports[%d], which keeps it", port.Port, port.Protocol, first)
 			continue
+		}
+		if port.NodePort == 0 && needNodePort {
+			r.add(at(field, i)+".nodePort", "is missing: the API server would allocate one, a manifest has to name it")
 		}
 		names[port.Name], numbers[number{port.Protocol, port.Port}] = i, i
 		converted = append(converted, port)
