@@ -142,6 +142,12 @@ type Event struct {
 	Bytes       uint32 `json:"bytes,omitempty"`
 }
 
+// Drop is why and where packets were dropped, as metrics label it.
+type Drop struct{ Reason, Direction string }
+
+// DropCount counts dropped packets.
+type DropCount struct{ Packets, Bytes uint64 }
+
 // AddEndpoint is what the CNI plugin sends when it has made a pod's interface,
 // before the link comes up. PUT /v1/endpoints/{containerID}/{ifname}. It is
 // idempotent: the same request again answers the same endpoint.

@@ -48,7 +48,7 @@ type Registry struct {
 	mutex  sync.Mutex // held over the datapath's calls: they come in order
 	byKey  map[key]model.Endpoint
 	byAddr map[netip.Addr]key
-	ids    [MaxID + 1]bool
+	byID   map[uint32]key
 	last   uint32 // id given most recently: ids are reused last
 }
 
@@ -65,7 +65,7 @@ func keyOf(e model.Endpoint) key { return key{e.ContainerID, e.PodIfname} }
 func Open(stateDir string, datapath Datapath, links Links, log *slog.Logger, changed func()) (*Registry, error) {
 	r := &Registry{
 		store: store{dir: filepath.Join(stateDir, "endpoints")}, datapath: datapath, links: links, log: log, changed: changed,
-		byKey: map[key]model.Endpoint{}, byAddr: map[netip.Addr]key{},
+		byKey: map[key]model.Endpoint{}, byAddr: map[netip.Addr]key{}, byID: map[uint32]key{},
 	}
 	stored, unsound, err := r.store.read()
 	if err != nil {
@@ -74,7 +74,7 @@ func Open(stateDir string, datapath Datapath, links Links, log *slog.Logger, cha
 	for _, err := range unsound {
 		log.Warn("restore endpoints", "error", err)
 	}
-	slices.SortFunc(stored, byID)
+	slices.SortFunc(stored, compareID)
 	adopted, dropped := 0, 0
 	for _, e := range stored {
 		alive, err := links.Exists(e.Interface, e.Ifindex)
@@ -225,8 +225,16 @@ func (r *Registry) List() []model.Endpoint {
 	for _, e := range r.byKey {
 		list = append(list, e)
 	}
-	slices.SortFunc(list, byID)
+	slices.SortFunc(list, compareID)
 	return list
+}
+
+// Get returns the endpoint of this id.
+func (r *Registry) Get(id uint32) (e model.Endpoint, known bool) {
+	r.mutex.Lock()
+	defer r.mutex.Unlock()
+	k, known := r.byID[id]
+	return r.byKey[k], known
 }
 
 // Len counts the endpoints.
@@ -241,7 +249,7 @@ func (r *Registry) insert(e model.Endpoint) {
 	for _, ip := range e.IPs {
 		r.byAddr[ip] = keyOf(e)
 	}
-	r.ids[e.ID] = true
+	r.byID[e.ID] = keyOf(e)
 	r.last = e.ID
 }
 
@@ -254,7 +262,7 @@ func (r *Registry) drop(e model.Endpoint, why string) error {
 			delete(r.byAddr, ip)
 		}
 	}
-	r.ids[e.ID] = false
+	delete(r.byID, e.ID)
 	r.log.Debug("endpoint dropped", "endpoint", e.ID, "attachment", keyOf(e).String(), "pod", e.Pod.String(), "why", why)
 	return r.release(e)
 }
@@ -272,7 +280,8 @@ func (r *Registry) release(e model.Endpoint) error {
 // endpoint just gone are not mistaken for a new one's.
 func (r *Registry) nextID() (uint32, error) {
 	for i := range uint32(MaxID) {
-		if id := (r.last+i)%MaxID + 1; !r.ids[id] {
+		id := (r.last+i)%MaxID + 1
+		if _, used := r.byID[id]; !used {
 			return id, nil
 		}
 	}
@@ -287,7 +296,7 @@ func same(a, b model.Endpoint) bool {
 		a.MAC == b.MAC && a.HostMAC == b.HostMAC && a.Netns == b.Netns
 }
 
-func byID(a, b model.Endpoint) int { return cmp.Compare(a.ID, b.ID) }
+func compareID(a, b model.Endpoint) int { return cmp.Compare(a.ID, b.ID) }
 
 // describe names an endpoint for people: by pod where there is one.
 func describe(e model.Endpoint) string {

@@ -111,6 +111,9 @@ func TestSameEndpointAgainKeepsItsID(t *testing.T) {
 	}
 	equal(t, "a again", add(t, r, made("a", "lxca", 10, "10.244.0.5", "fd00:10:244::5")), a)
 	equal(t, "list", r.List(), []model.Endpoint{a, b})
+	if got, known := r.Get(b.ID); !known || got.ContainerID != "b" {
+		t.Errorf("endpoint %d is %+v, %v", b.ID, got, known)
+	}
 	equal(t, "datapath", n.known, map[uint32]model.Endpoint{a.ID: a, b.ID: b})
 
 	r = open(t, directory, n)
@@ -217,18 +220,18 @@ func TestIDsAreReusedLastAndRunOut(t *testing.T) {
 		}
 		r.insert(model.Endpoint{ID: id, ContainerID: fmt.Sprint(id)})
 	}
-	r.ids[2] = false
+	delete(r.byID, 2)
 	if id, _ := r.nextID(); id != 4 {
 		t.Errorf("after 2 was freed: %d, want 4 first", id)
 	}
-	for id := range r.ids {
-		r.ids[id] = true
+	for id := range uint32(MaxID + 1) {
+		r.byID[id] = key{}
 	}
-	r.ids[2] = false
+	delete(r.byID, 2)
 	if id, _ := r.nextID(); id != 2 {
 		t.Errorf("the only free id: %d, want 2", id)
 	}
-	r.ids[2] = true
+	r.byID[2] = key{}
 	if _, err := r.nextID(); !api.IsUnavailable(err) {
 		t.Errorf("no id left: %v", err)
 	}
