@@ -5,7 +5,11 @@
 package conf
 
 import (
+	"fmt"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -20,6 +24,7 @@ const (
 
 // Config is the node daemon's configuration. The tags are the keys of the YAML
 // file; a flag of the same name (podCIDRs -> --pod-cidrs) wins over the file.
+// What each key accepts is in options.go, what each means in mooringd.yaml.
 type Config struct {
 	NodeName       string         `json:"nodeName"`
 	Manifests      string         `json:"manifests"`
@@ -76,6 +81,35 @@ type NodePort struct {
 // PortRange is an inclusive range of ports, written "30000-32767".
 type PortRange struct{ First, Last uint16 }
 
+func (r PortRange) String() string { return fmt.Sprintf("%d-%d", r.First, r.Last) }
+
+// Contains says whether port is one of the range.
+func (r PortRange) Contains(port uint16) bool { return r.First <= port && port <= r.Last }
+
+// MarshalText writes the range as the configuration has it.
+func (r PortRange) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText reads what MarshalText writes.
+func (r *PortRange) UnmarshalText(text []byte) error {
+	first, last, found := strings.Cut(string(text), "-")
+	if !found {
+		return fmt.Errorf("%q is not FIRST-LAST", text)
+	}
+	a, err := strconv.ParseUint(first, 10, 16)
+	if err != nil {
+		return fmt.Errorf("first port %q: %w", first, err)
+	}
+	b, err := strconv.ParseUint(last, 10, 16)
+	if err != nil {
+		return fmt.Errorf("last port %q: %w", last, err)
+	}
+	if a == 0 || a > b {
+		return fmt.Errorf("%q is no range of ports", text)
+	}
+	*r = PortRange{First: uint16(a), Last: uint16(b)}
+	return nil
+}
+
 // LoadBalancing chooses the algorithm: "random" or "maglev".
 type LoadBalancing struct {
 	Algorithm string `json:"algorithm"`
@@ -85,4 +119,45 @@ type LoadBalancing struct {
 type Log struct {
 	Level  string `json:"level"`
 	Format string `json:"format"`
+}
+
+// Default is the configuration of an empty file. What depends on the machine is
+// empty in it: nodeName is the hostname, devices the default route's.
+func Default() Config {
+	return Config{
+		Socket:         DefaultSocket,
+		BPFFS:          DefaultBPFFS,
+		StateDir:       DefaultStateDir,
+		MetricsAddress: DefaultMetrics,
+		Routing:        Routing{Mode: "native"},
+		Masquerade:     true,
+		Conntrack: Conntrack{
+			Hook: "auto",
+			Timeouts: Timeouts{
+				TCPNew:         60 * time.Second,
+				TCPEstablished: 6 * time.Hour,
+				TCPClosing:     10 * time.Second,
+				TCPTimeWait:    60 * time.Second,
+				UDPNew:         30 * time.Second,
+				UDPEstablished: 180 * time.Second,
+				ICMP:           30 * time.Second,
+				Service:        60 * time.Second,
+			},
+		},
+		NodePort:      NodePort{Range: PortRange{First: 30000, Last: 32767}, Mode: "snat"},
+		XDP:           "auto",
+		LoadBalancing: LoadBalancing{Algorithm: "random"},
+		Policy:        "default",
+		Log:           Log{Level: "info", Format: "text"},
+	}
+}
+
+// Standalone says that a directory of manifests is the source of objects, and
+// not the Kubernetes API.
+func (c Config) Standalone() bool { return c.Manifests != "" }
+
+// InCluster says whether this process runs in a pod that knows its API server.
+// These are the variables by which client-go decides it.
+func InCluster() bool {
+	return os.Getenv("KUBERNETES_SERVICE_HOST") != "" && os.Getenv("KUBERNETES_SERVICE_PORT") != ""
 }
