@@ -156,6 +156,39 @@ func BenchmarkOneChangedDocument(b *testing.B) {
 	}
 }
 
+// BenchmarkNoticing is the time from a file's rename to the sink, with 10,000
+// files beside it.
+func BenchmarkNoticing(b *testing.B) {
+	dir := manyManifests(b, "yaml", 10_000)
+	told := make(chan int)
+	ctx, cancel := context.WithCancel(b.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = NewDirectory(dir).Run(ctx, func(c model.Changes) {
+			select {
+			case told <- c.Len():
+			case <-ctx.Done():
+			}
+		})
+	}()
+	<-told
+	i := 0
+	for b.Loop() {
+		i++
+		temporary := filepath.Join(dir, "svc-7.yaml.tmp")
+		write(b, temporary, manifestOf(7)+fmt.Sprintf("- addresses: [10.244.200.%d]\n", i%250+1))
+		if err := os.Rename(temporary, filepath.Join(dir, "svc-7.yaml")); err != nil {
+			b.Fatal(err)
+		}
+		if n := <-told; n != 1 {
+			b.Fatalf("%d objects changed, want 1", n)
+		}
+	}
+	cancel()
+	<-done
+}
+
 // BenchmarkPoll looks at 10,000 files that have not changed.
 func BenchmarkPoll(b *testing.B) {
 	d := NewDirectory(manyManifests(b, "yaml", 10_000))

@@ -378,9 +378,9 @@ func (d *document) parseObject(file string, data []byte, inherited string, dupli
 		case !errors.As(err, &typeErr):
 			r.add("", "is not JSON: %v", err)
 		case typeErr.Field == "":
-			r.add("", "is a %s, not an object with apiVersion and kind", typeErr.Value)
+			r.add("", "is %s, not an object with apiVersion and kind", article(typeErr.Value))
 		case strings.HasPrefix(typeErr.Field, "items"):
-			r.add("items", "is a %s, want a list", typeErr.Value)
+			r.add("items", "is %s, want a list", article(typeErr.Value))
 		}
 		d.malformed = true
 		if len(r.problems) > 0 {
@@ -744,6 +744,19 @@ func describe(value any) string {
 		return "is " + strconv.FormatBool(v)
 	}
 	return "is empty"
+}
+
+// article names what the decoder calls by JSON's own words.
+func article(value string) string {
+	switch value {
+	case "object":
+		return "an object"
+	case "array":
+		return "a list"
+	case "string":
+		return "text"
+	}
+	return "a " + value
 }
 
 func sortedKeys(m map[string]any) []string {
