@@ -32,3 +32,8 @@ test: lint unit test-root test-kernels ## everything, as CI runs it
 
 clean: ## what was built
 	rm -rf $(BIN)
+
+CLANG_PACKAGES := clang-19 llvm-19 libbpf-dev
+generate: ## BPF objects and their Go side (needs Debian's clang-19)
+	@command -v clang-19 >/dev/null && test -e /usr/include/bpf/bpf_helpers.h || apt-get install -y -qq $(CLANG_PACKAGES)
+	$(GO) generate ./bpf

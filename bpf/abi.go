@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bpf holds the datapath's programs and is the only one that talks to
+// the kernel's BPF interface: it loads, pins and attaches, and turns the wire's
+// addresses and byte orders into Go's. README.md walks a packet through the C.
+package bpf
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"strings"
+)
+
+// The shared types, generated from lib/abi.h.
+type (
+	CTKey       = abiCtKey
+	CTEntry     = abiCtEntry
+	Endpoint    = abiEndpoint
+	ServiceKey  = abiSvcKey
+	Service     = abiSvc
+	Slots       = abiSvcSlots
+	Backend     = abiBackend
+	AffinityKey = abiAffinityKey
+	Affinity    = abiAffinity
+	Counter     = abiCounter
+	Event       = abiEvent
+	Shared      = abiShared
+	Sweep       = abiSweep
+	DropReason  = abiDropReason
+	Direction   = abiDirection
+	Addr        = abiAddr
+	CTStat      = abiCtStat
+)
+
+// Kinds of conntrack entry (enum ct_type).
+const (
+	CTService = uint8(abiCtTypeCT_SVC)
+	CTFlow    = uint8(abiCtTypeCT_FLOW)
+)
+
+// Flags of a conntrack entry (enum ct_flags).
+const (
+	CTInitiatorHigh = uint32(abiCtFlagsCT_F_INITIATOR_HIGH)
+	CTEgress        = uint32(abiCtFlagsCT_F_EGRESS)
+	CTIngress       = uint32(abiCtFlagsCT_F_INGRESS)
+	CTHairpin       = uint32(abiCtFlagsCT_F_HAIRPIN)
+	CTReset         = uint32(abiCtFlagsCT_F_RST)
+)
+
+// States of a conntrack entry (enum ct_state).
+const (
+	CTNew         = uint8(abiCtStateCT_NEW)
+	CTEstablished = uint8(abiCtStateCT_ESTABLISHED)
+	CTClosing     = uint8(abiCtStateCT_CLOSING)
+	CTTimeWait    = uint8(abiCtStateCT_TIMEWAIT)
+)
+
+// Flags of a service (enum svc_flags) and states of a backend (enum backend_state).
+const (
+	ServiceAddress       = uint32(abiSvcFlagsSVC_F_ADDRESS)
+	ServiceInternalLocal = uint32(abiSvcFlagsSVC_F_INTERNAL_LOCAL)
+	ServiceExternalLocal = uint32(abiSvcFlagsSVC_F_EXTERNAL_LOCAL)
+
+	BackendFree        = uint8(abiBackendStateBACKEND_FREE)
+	BackendActive      = uint8(abiBackendStateBACKEND_ACTIVE)
+	BackendTerminating = uint8(abiBackendStateBACKEND_TERMINATING)
+)
+
+// What the conntrack programs count (enum ct_stat).
+const (
+	StatCreated         = abiCtStatCT_STAT_CREATED
+	StatDeletedSocket   = abiCtStatCT_STAT_DELETED_SOCKET
+	StatDeletedTimewait = abiCtStatCT_STAT_DELETED_TIMEWAIT
+	StatInsertFailed    = abiCtStatCT_STAT_INSERT_FAILED
+	StatDeleteFailed    = abiCtStatCT_STAT_DELETE_FAILED
+)
+
+// Numbers of drop reasons, directions and statistics.
+const (
+	DropReasons = int(abiDropReasonDROP_REASONS)
+	Directions  = int(abiDirectionDIRECTIONS)
+)
+
+// Kinds of event (enum event_kind).
+const (
+	EventDrop = uint8(abiEventKindEVENT_DROP)
+	EventNew  = uint8(abiEventKindEVENT_NEW)
+	EventEnd  = uint8(abiEventKindEVENT_END)
+)
+
+// Label is the reason as metrics, events and the client name it: "source_address".
+func Label(r DropReason) string {
+	return strings.ToLower(strings.TrimPrefix(r.String(), "DROP_"))
+}
+
+// DirectionLabel names the hook: "from_endpoint", "to_endpoint" or "from_wire".
+func DirectionLabel(d Direction) string {
+	return strings.ToLower(d.String())
+}
+
+// ToAddr turns an address into its 16 bytes, IPv4 mapped (RFC 4291, 2.5.5.2).
+func ToAddr(a netip.Addr) Addr {
+	return Addr{B: a.As16()}
+}
+
+// IP is the address as Go has it: IPv4 unmapped. The zero address is invalid.
+func (a abiAddr) IP() netip.Addr {
+	if a.B == [16]byte{} {
+		return netip.Addr{}
+	}
+	return netip.AddrFrom16(a.B).Unmap()
+}
+
+// Port swaps a port between network and host order: it is its own inverse.
+func Port(p uint16) uint16 {
+	var b [2]byte
+	binary.NativeEndian.PutUint16(b[:], p)
+	return binary.BigEndian.Uint16(b[:])
+}

@@ -1,0 +1,60 @@
+//go:build ignore
+
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* The hooks on each pod's lxc, named as the host sees them. */
+#include "lib/config.h"
+#include "lib/parse.h"
+#include "lib/endpoint.h"
+#include "lib/conntrack.h"
+#include "lib/service.h"
+#include "lib/icmp.h"
+#include "lib/forward.h"
+#include "lib/finish.h"
+
+/* A packet of a flow: translated towards the backend, or back. */
+ALWAYS int flow_out(struct __sk_buff *ctx, struct pkt *p)
+{
+	return ct_lookup(p)			/* conntrack.h  ours, a reply, or not seen yet */
+	    ?: svc_translate(ctx, p)		/* service.h    frontend -> backend            */
+	    ?: ct_untranslate(ctx, p)		/* conntrack.h  reply -> from the frontend     */
+	    ?: ct_commit(p);			/* conntrack.h  remember, count, state         */
+}
+
+ALWAYS int pod_out(struct __sk_buff *ctx, struct pkt *p)
+{
+	return pkt_parse(ctx, p)		/* parse.h      headers -> p                   */
+	    ?: source_check(ctx, p)		/* endpoint.h   only the pod's own addresses   */
+	    ?: (is_icmp_error(p)
+		? icmp_translate(ctx, p)	/* icmp.h       outside and what is quoted     */
+		: flow_out(ctx, p))
+	    ?: forward(ctx, p);			/* forward.h    pod or stack                   */
+}
+
+ALWAYS int pod_in(struct __sk_buff *ctx, struct pkt *p)
+{
+	return pkt_parse(ctx, p)
+	    ?: (is_icmp_error(p)
+		? icmp_translate(ctx, p)
+		: ct_lookup(p)
+		    ?: ct_untranslate(ctx, p)
+		    ?: ct_commit(p))
+	    ?: TO_STACK;
+}
+
+SEC("tc")
+int from_container(struct __sk_buff *ctx)
+{
+	struct pkt p = { .direction = FROM_ENDPOINT };
+
+	return finish(ctx, &p, refuse(ctx, &p, pod_out(ctx, &p)));
+}
+
+SEC("tc")
+int to_container(struct __sk_buff *ctx)
+{
+	struct pkt p = { .direction = TO_ENDPOINT };
+
+	return finish(ctx, &p, pod_in(ctx, &p));
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Set before load, constant after: the verifier removes what is not used. */
+#ifndef MOORING_CONFIG_H
+#define MOORING_CONFIG_H
+
+#include "abi.h"
+
+/* What a pod that is its own backend sees as the client's address: routed by the
+ * pod's default route, used by nothing else (IPv4 link-local, a ULA of our own). */
+volatile const struct addr hairpin_v4 = {
+	.b = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 169, 254, 1, 2 },
+};
+volatile const struct addr hairpin_v6 = {
+	.b = { 0xfd, 0x6d, 0x6f, 0x6f, 0x72, 0x69, 0x6e, 0x67, 0, 0, 0, 0, 0, 0, 0, 2 },
+};
+
+/* Jiffies in a second: what session affinity's timeout is counted in. */
+volatile const __u64 jiffies_per_second = 250;
+
+#endif

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The end of every walk: the only place that knows TC_ACT_*, counts and reports. */
+#ifndef MOORING_FINISH_H
+#define MOORING_FINISH_H
+
+#include <linux/pkt_cls.h>
+#include "pkt.h"
+
+ALWAYS int monitored(void)
+{
+	__u32 zero = 0;
+	struct shared *s = bpf_map_lookup_elem(&mooring_shared, &zero);
+
+	return s && s->monitors;
+}
+
+RARELY int report(struct pkt *p, __u8 kind, __u8 reason)
+{
+	struct event *e;
+
+	if (!p)
+		return 0;
+	e = bpf_ringbuf_reserve(&mooring_events, sizeof(*e), 0);
+	if (!e)
+		return 0;
+	e->time = bpf_ktime_get_ns();
+	e->src = p->src;
+	e->dst = p->dst;
+	e->nat = p->nat;
+	e->sport = p->sport;
+	e->dport = p->dport;
+	e->nat_port = p->nat_port;
+	e->endpoint = p->from_id ?: p->to_id;
+	e->len = p->len;
+	e->kind = kind;
+	e->reason = reason;
+	e->direction = p->direction;
+	e->proto = p->proto;
+	bpf_ringbuf_submit(e, 0);
+	return 0;
+}
+
+ALWAYS void count(struct pkt *p, __u32 reason)
+{
+	__u32 index = reason * DIRECTIONS + p->direction;
+	struct counter *c = bpf_map_lookup_elem(&mooring_counters, &index);
+
+	if (c) {
+		c->packets++;
+		c->bytes += p->len;
+	}
+}
+
+ALWAYS void count_drop(struct pkt *p, __u32 reason)
+{
+	count(p, reason);
+	if (monitored())
+		report(p, EVENT_DROP, reason);
+}
+
+ALWAYS int finish(struct __sk_buff *ctx, struct pkt *p, int verdict)
+{
+	if (verdict < 0) {
+		count_drop(p, -verdict);
+		return TC_ACT_SHOT;
+	}
+	switch (verdict) {
+	case SWALLOWED:
+		return TC_ACT_SHOT;
+	case TO_SENDER:
+		return bpf_redirect_peer(ctx->ifindex, 0);
+	case TO_POD:
+		count(p, DROP_NONE);
+		return bpf_redirect_peer(p->to_ifindex, 0);
+	}
+	count(p, DROP_NONE);
+	return TC_ACT_OK;
+}
+
+#endif

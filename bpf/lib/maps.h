@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Every map: who writes it, who reads it. Sizes that are 1 here are set before
+ * load from the configuration. A map's name is its pin.
+ */
+#ifndef MOORING_MAPS_H
+#define MOORING_MAPS_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include "abi.h"
+
+/* Connections. Written by the programs; the daemon only deletes, through the sweep program. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct ct_key);
+	__type(value, struct ct_entry);
+} mooring_ct SEC(".maps");
+
+/* Counted by the programs per CPU, read by the daemon: enum ct_stat. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, CT_STATS);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, __u64);
+} mooring_ct_stats SEC(".maps");
+
+/* Pods of this node by address. Writer: daemon/datapath endpoints.go. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct addr);
+	__type(value, struct endpoint);
+} mooring_endpoints SEC(".maps");
+
+/* Frontends. Writer: daemon/datapath services.go. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 262144);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct svc_key);
+	__type(value, struct svc);
+} mooring_services SEC(".maps");
+
+/* Runs of backend indices, see struct svc_slots. Writer: daemon/datapath services.go. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 4194304);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, __u32);
+} mooring_slots SEC(".maps");
+
+/* Backends; index 0 is never used. Writer: daemon/datapath services.go. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 262144);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct backend);
+} mooring_backends SEC(".maps");
+
+/* sessionAffinity: ClientIP. Written by the programs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct affinity_key);
+	__type(value, struct affinity);
+} mooring_affinity SEC(".maps");
+
+/* Ports of fragmented packets, from their first fragment. Written by the programs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct frag_key);
+	__type(value, struct frag);
+} mooring_frags SEC(".maps");
+
+/* Packets and bytes by drop_reason * DIRECTIONS + direction; reason 0 counts what passed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, DROP_REASONS * DIRECTIONS);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct counter);
+} mooring_counters SEC(".maps");
+
+/* Drops and flows for `mooring monitor`: struct event. Read by the daemon. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} mooring_events SEC(".maps");
+
+/* Writer: daemon/datapath events.go. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct shared);
+} mooring_shared SEC(".maps");
+
+#endif

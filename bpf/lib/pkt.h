@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What the stages know of the packet. */
+#ifndef MOORING_PKT_H
+#define MOORING_PKT_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+#include "abi.h"
+#include "maps.h"
+
+/* A stage's result: 0 goes on, one of these ends the walk, -DROP_ drops. */
+enum verdict {
+	NEXT = 0,
+	TO_STACK,	/* the host's stack takes it */
+	TO_POD,		/* into p->to's interface */
+	SWALLOWED,	/* dropped, and counted already */
+	TO_SENDER,	/* our own answer, back into the interface it came from */
+};
+
+enum pkt_flags {
+	PKT_FIRST_FRAGMENT = 1 << 0,
+	PKT_LATER_FRAGMENT = 1 << 1,	/* no layer 4 header in it */
+	PKT_ICMP_ERROR = 1 << 2,	/* about another packet, which it quotes */
+	PKT_REPLY = 1 << 3,		/* from the flow's responder */
+	PKT_HAIRPIN = 1 << 4,		/* the pod is its own backend */
+};
+
+struct pkt {
+	struct addr src, dst;
+	__be16 sport, dport;
+	__u8 proto;
+	__u8 tcp_flags;		/* the 13th byte of the TCP header */
+	__u8 v6;
+	__u8 flags;		/* enum pkt_flags */
+	__u16 l3, l4;		/* offsets */
+	__u16 from_id, to_id;	/* endpoint ids, 0: not here */
+	__u32 len;		/* of the frame, bytes */
+	__u8 direction;		/* enum direction: which hook this is */
+	struct ct_entry *flow;	/* the entry of the flow on the wire, after ct_lookup() */
+	__u32 to_ifindex;	/* set with TO_POD */
+	struct addr nat;	/* the frontend that was translated, for new entries and events */
+	__be16 nat_port;
+	__u32 backend, backend_generation, service;
+};
+
+#define ALWAYS static __always_inline
+
+/*
+ * A function of its own, verified once: for what not every packet needs. The
+ * verifier takes its pointers for possibly null and what it writes for scalars.
+ */
+#define RARELY __attribute__((noinline))
+
+ALWAYS __u64 *words(const struct addr *a)
+{
+	return (__u64 *)a->b;
+}
+
+ALWAYS int addr_eq(const struct addr *a, const struct addr *b)
+{
+	return words(a)[0] == words(b)[0] && words(a)[1] == words(b)[1];
+}
+
+ALWAYS int addr_zero(const struct addr *a)
+{
+	return !(words(a)[0] | words(a)[1]);
+}
+
+/* RFC 4291, 2.5.5.2: ::ffff:a.b.c.d */
+ALWAYS void addr_from_v4(struct addr *a, __be32 v4)
+{
+	__be32 *w = (__be32 *)a->b;
+
+	words(a)[0] = 0;
+	w[2] = bpf_htonl(0xffff);
+	w[3] = v4;
+}
+
+ALWAYS __be32 addr_v4(const struct addr *a)
+{
+	return ((__be32 *)a->b)[3];
+}
+
+ALWAYS void addr_from_v6(struct addr *a, const struct in6_addr *v6)
+{
+	const __be32 *s = (const __be32 *)v6;
+	__be32 *d = (__be32 *)a->b;
+
+	d[0] = s[0];
+	d[1] = s[1];
+	d[2] = s[2];
+	d[3] = s[3];
+}
+
+#endif

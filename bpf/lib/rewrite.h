@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Changing addresses, ports and checksums (RFC 1624). */
+#ifndef MOORING_REWRITE_H
+#define MOORING_REWRITE_H
+
+#include "parse.h"
+
+enum rewrite_end {
+	SOURCE,
+	DESTINATION,
+};
+
+/* What replacing old by new adds to a one's complement sum. */
+ALWAYS __wsum addr_diff(const struct addr *old, const struct addr *new, int v6)
+{
+	const __u32 *o = (const __u32 *)old->b, *n = (const __u32 *)new->b;
+	__u64 sum = (__u64)(__u32)~o[3] + n[3];
+
+	if (v6)
+		sum += (__u64)(__u32)~o[0] + n[0] + (__u32)~o[1] + n[1] + (__u32)~o[2] + n[2];
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return sum;
+}
+
+ALWAYS __sum16 csum_add_diff(__sum16 check, __wsum diff)
+{
+	__u64 sum = (__u64)(__u16)~check + diff;
+
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+/* Offset of the layer 4 checksum, or 0 where the packet carries none that covers its addresses. */
+ALWAYS __u32 l4_checksum(const struct pkt *p)
+{
+	if (p->flags & PKT_LATER_FRAGMENT)
+		return 0;
+	switch (p->proto) {
+	case IPPROTO_TCP:
+		return p->l4 + offsetof(struct tcphdr, check);
+	case IPPROTO_UDP:
+		return p->l4 + offsetof(struct udphdr, check);
+	case IPPROTO_ICMPV6:
+		return p->l4 + 2;
+	}
+	return 0;
+}
+
+/*
+ * Give the packet another source or destination. The IP header is written
+ * directly; the layer 4 checksum goes through the helper, which alone knows
+ * whether the sum is still to be completed by the sender's offload.
+ */
+ALWAYS int rewrite(struct __sk_buff *ctx, struct pkt *p, enum rewrite_end end,
+		   const struct addr *addr, __be16 port)
+{
+	struct addr *cur = end == SOURCE ? &p->src : &p->dst;
+	__be16 *cur_port = end == SOURCE ? &p->sport : &p->dport;
+	int ports = !(p->flags & PKT_LATER_FRAGMENT) &&
+		    (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) && *cur_port != port;
+	__u32 sum = l4_checksum(p);
+	__u64 zero = p->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	__wsum diff = addr_diff(cur, addr, p->v6);
+
+	if (p->v6) {
+		struct ipv6hdr *ip = pkt_at(ctx, p->l3, sizeof(*ip));
+
+		if (!ip)
+			return -DROP_REWRITE;
+		__builtin_memcpy(end == SOURCE ? &ip->saddr : &ip->daddr, addr->b, 16);
+	} else {
+		struct iphdr *ip = pkt_at(ctx, p->l3, sizeof(*ip));
+
+		if (!ip)
+			return -DROP_REWRITE;
+		if (end == SOURCE)
+			ip->saddr = addr_v4(addr);
+		else
+			ip->daddr = addr_v4(addr);
+		ip->check = csum_add_diff(ip->check, diff);
+	}
+	if (ports) {
+		__be16 *h = pkt_at(ctx, p->l4, 4);
+
+		if (!h)
+			return -DROP_REWRITE;
+		h[end == SOURCE ? 0 : 1] = port;
+	}
+	if (sum) {
+		if (bpf_l4_csum_replace(ctx, sum, 0, diff, BPF_F_PSEUDO_HDR | zero))
+			return -DROP_REWRITE;
+		if (ports && bpf_l4_csum_replace(ctx, sum, *cur_port, port, 2 | zero))
+			return -DROP_REWRITE;
+	}
+	*cur = *addr;
+	if (ports)
+		*cur_port = port;
+	return NEXT;
+}
+
+/* The same, where it is rare. */
+RARELY int rewrite_source(struct __sk_buff *ctx, struct pkt *p, struct addr *addr, __be16 port)
+{
+	if (!p || !addr)
+		return -DROP_REWRITE;
+	return rewrite(ctx, p, SOURCE, addr, port);
+}
+
+RARELY int rewrite_destination(struct __sk_buff *ctx, struct pkt *p, struct addr *addr, __be16 port)
+{
+	if (!p || !addr)
+		return -DROP_REWRITE;
+	return rewrite(ctx, p, DESTINATION, addr, port);
+}
+
+#endif

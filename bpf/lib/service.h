@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Frontend to backend. */
+#ifndef MOORING_SERVICE_H
+#define MOORING_SERVICE_H
+
+#include "config.h"
+#include "conntrack.h"
+#include "icmp.h"
+
+#define BACKEND_TRIES 4
+
+ALWAYS struct svc *svc_find(const struct addr *addr, __be16 port, __u8 proto)
+{
+	struct svc_key key = { .addr = *addr, .port = port, .proto = proto };
+
+	return bpf_map_lookup_elem(&mooring_services, &key);
+}
+
+ALWAYS struct backend *backend_at(__u32 index)
+{
+	return bpf_map_lookup_elem(&mooring_backends, &index);
+}
+
+/* A backend that an earlier decision named, while it is still the same one. */
+ALWAYS struct backend *backend_of(__u32 index, __u32 generation)
+{
+	struct backend *b = index ? backend_at(index) : NULL;
+
+	if (!b || b->state == BACKEND_FREE || b->generation != generation)
+		return NULL;
+	return b;
+}
+
+ALWAYS __u32 svc_pick(const struct svc_slots *slots)
+{
+	__u32 index = slots->first + bpf_get_prandom_u32() % slots->count;
+	__u32 *backend = bpf_map_lookup_elem(&mooring_slots, &index);
+
+	return backend ? *backend : 0;
+}
+
+/* sessionAffinity: ClientIP: the client's last backend, while it takes new flows. */
+ALWAYS struct backend *svc_affine(const struct svc *s, const struct pkt *p, __u32 *index)
+{
+	struct affinity_key key = { .client = p->src, .service = s->id };
+	struct affinity *a;
+	struct backend *b;
+
+	if (!s->affinity_seconds)
+		return NULL;
+	a = bpf_map_lookup_elem(&mooring_affinity, &key);
+	if (!a || bpf_jiffies64() - a->seen > s->affinity_seconds * jiffies_per_second)
+		return NULL;
+	b = backend_of(a->backend, a->backend_generation);
+	if (!b || b->state != BACKEND_ACTIVE)
+		return NULL;
+	*index = a->backend;
+	return b;
+}
+
+ALWAYS void svc_remember_affinity(const struct svc *s, const struct pkt *p, const struct addr *client)
+{
+	struct affinity_key key = { .client = *client, .service = s->id };
+	struct affinity a = {
+		.seen = bpf_jiffies64(),
+		.backend = p->backend,
+		.backend_generation = p->backend_generation,
+	};
+
+	if (s->affinity_seconds)
+		bpf_map_update_elem(&mooring_affinity, &key, &a, BPF_ANY);
+}
+
+/* Make the destination the backend; a pod that is its own backend sees another client address. */
+ALWAYS int svc_rewrite(struct __sk_buff *ctx, struct pkt *p, const struct addr *addr, __be16 port)
+{
+	int hairpin = addr_eq(addr, &p->src);
+	int ret;
+
+	ret = rewrite(ctx, p, DESTINATION, addr, port);
+	if (ret || !hairpin)
+		return ret;
+	p->flags |= PKT_HAIRPIN;
+	if (p->v6) {
+		struct addr alias = *(struct addr *)&hairpin_v6;
+
+		return rewrite_source(ctx, p, &alias, p->sport);
+	} else {
+		struct addr alias = *(struct addr *)&hairpin_v4;
+
+		return rewrite_source(ctx, p, &alias, p->sport);
+	}
+}
+
+/* Find the flow as it will be on the wire to this backend. */
+ALWAYS struct ct_entry *svc_flow(const struct pkt *p, const struct addr *addr, __be16 port)
+{
+	struct ct_key key;
+	struct addr src = p->src;
+
+	if (addr_eq(addr, &p->src))
+		src = p->v6 ? *(struct addr *)&hairpin_v6 : *(struct addr *)&hairpin_v4;
+	ct_flow_key(&key, &src, p->sport, addr, port, p->proto);
+	return bpf_map_lookup_elem(&mooring_ct, &key);
+}
+
+/* A new flow through a frontend: choose a backend and remember the choice. */
+RARELY int svc_open(struct pkt *p)
+{
+	struct ct_draft *d = ct_draft();
+	struct ct_entry *e, *taken;
+	struct backend *b;
+	struct svc *s;
+
+	if (!p || !d)
+		return -DROP_CONNTRACK_FULL;
+	s = svc_find(&p->dst, p->dport, p->proto);
+	if (!s)
+		return -DROP_NO_PORT;
+	if (!s->internal.count) {
+		if (s->flags & SVC_F_INTERNAL_LOCAL)
+			return -DROP_NO_LOCAL_BACKEND;
+		return -DROP_NO_BACKEND;
+	}
+
+	b = svc_affine(s, p, &p->backend);
+	for (int i = 0; i < BACKEND_TRIES; i++) {
+		if (!b) {
+			p->backend = svc_pick(&s->internal);
+			b = backend_at(p->backend);
+			if (!b)
+				return -DROP_NO_BACKEND;
+		}
+		/* The client may have another live flow to this backend on the same ports. */
+		taken = svc_flow(p, &b->addr, b->port);
+		if (!taken || flow_over(taken) || (taken->service == s->id && taken->nat_port == p->dport))
+			goto chosen;
+		b = NULL;
+	}
+	return -DROP_TUPLE_COLLISION;
+chosen:
+	p->backend_generation = b->generation;
+	p->service = s->id;
+	svc_remember_affinity(s, p, &p->src);
+
+	e = &d->entry;
+	ct_svc_key(&d->key, p);
+	e->seen = bpf_jiffies64();
+	e->packets[0] = 1;
+	e->bytes[0] = p->len;
+	e->nat = b->addr;
+	e->nat_port = b->port;
+	e->backend = p->backend;
+	e->backend_generation = p->backend_generation;
+	e->service = s->id;
+	e->endpoint[0] = p->from_id;
+	e->flags = p->from_id ? CT_F_EGRESS : 0;
+	return ct_insert(d);
+}
+
+/* The backend that the flow's SVC entry names, unless the flow begins anew. */
+ALWAYS int svc_continue(struct pkt *p)
+{
+	struct ct_entry *e, *flow;
+	struct ct_key key;
+
+	ct_svc_key(&key, p);
+	e = bpf_map_lookup_elem(&mooring_ct, &key);
+	if (!e || !backend_of(e->backend, e->backend_generation))
+		return 0;
+	if (tcp_opens(p)) {
+		/* Only a repeated SYN keeps its backend: a port used again does not. */
+		flow = svc_flow(p, &e->nat, e->nat_port);
+		if (!flow || flow->state != CT_NEW)
+			return 0;
+	}
+	__sync_fetch_and_add(&e->packets[0], 1);
+	__sync_fetch_and_add(&e->bytes[0], p->len);
+	e->seen = bpf_jiffies64();
+	p->backend = e->backend;
+	p->backend_generation = e->backend_generation;
+	p->service = e->service;
+	return 1;
+}
+
+/* A packet to a frontend goes to the backend that its flow has, or gets one. */
+ALWAYS int svc_translate(struct __sk_buff *ctx, struct pkt *p)
+{
+	struct backend *b;
+	struct addr addr;
+	__be16 port;
+	int ret;
+
+	if (p->flow)
+		return NEXT;
+	if ((p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP) || !svc_continue(p)) {
+		if (!svc_find(&p->dst, p->dport, p->proto)) {
+			if (!svc_find(&p->dst, 0, 0))
+				return NEXT;
+			if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP)
+				return -DROP_PROTOCOL;
+			return -DROP_NO_PORT;
+		}
+		if (p->proto == IPPROTO_TCP && (p->tcp_flags & TCP_RST))
+			return -DROP_NO_FLOW;
+		ret = svc_open(p);
+		if (ret)
+			return ret;
+	}
+	b = backend_at(p->backend);
+	if (!b)
+		return -DROP_NO_BACKEND;
+	addr = b->addr;
+	port = b->port;
+	p->nat = p->dst;
+	p->nat_port = p->dport;
+	ret = svc_rewrite(ctx, p, &addr, port);
+	if (ret)
+		return ret;
+	ct_lookup(p);
+	/* Left by an earlier flow on these ports: made again with today's names. */
+	if (p->flow && (p->flow->service != p->service || p->flow->nat_port != p->nat_port))
+		p->flow = NULL;
+	return NEXT;
+}
+
+#endif

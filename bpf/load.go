@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+)
+
+// Options size the maps and set the programs' constants.
+type Options struct {
+	BPFFS      string
+	MaxEntries uint32 // of the conntrack map
+}
+
+// Maps are the shared maps; lib/maps.h says who writes each.
+type Maps struct {
+	CT        *ebpf.Map `ebpf:"mooring_ct"`
+	CTStats   *ebpf.Map `ebpf:"mooring_ct_stats"`
+	Endpoints *ebpf.Map `ebpf:"mooring_endpoints"`
+	Services  *ebpf.Map `ebpf:"mooring_services"`
+	Slots     *ebpf.Map `ebpf:"mooring_slots"`
+	Backends  *ebpf.Map `ebpf:"mooring_backends"`
+	Affinity  *ebpf.Map `ebpf:"mooring_affinity"`
+	Frags     *ebpf.Map `ebpf:"mooring_frags"`
+	Counters  *ebpf.Map `ebpf:"mooring_counters"`
+	Events    *ebpf.Map `ebpf:"mooring_events"`
+	Shared    *ebpf.Map `ebpf:"mooring_shared"`
+}
+
+// Programs are what a daemon runs or attaches.
+type Programs struct {
+	FromContainer *ebpf.Program
+	ToContainer   *ebpf.Program
+	sweep         *ebpf.Program
+}
+
+// Datapath is the loaded datapath.
+type Datapath struct {
+	Maps
+	Programs
+	// JiffiesPerSecond is the kernel's CONFIG_HZ, as measured.
+	JiffiesPerSecond uint64
+
+	pins Pins
+}
+
+// Load loads the programs and pins them and their maps below opts.BPFFS. Maps
+// that are pinned there already are adopted with what they hold; programs are
+// replaced, and attached endpoints run the new ones from their next packet on.
+func Load(opts Options) (*Datapath, error) {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return nil, fmt.Errorf("lift the locked memory limit: %w", err)
+	}
+	if err := Mount(opts.BPFFS); err != nil {
+		return nil, err
+	}
+	d := &Datapath{pins: PinsAt(opts.BPFFS)}
+	if err := d.pins.make(); err != nil {
+		return nil, err
+	}
+	if err := d.load(opts); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *Datapath) load(opts Options) error {
+	specs, err := loadSweep()
+	if err != nil {
+		return fmt.Errorf("read sweep programs: %w", err)
+	}
+	sweeper, err := d.collection(specs, opts)
+	if err != nil {
+		return err
+	}
+	defer sweeper.Close()
+	d.sweep = sweeper.DetachProgram("sweep_conntrack")
+	if err := sweeper.Assign(&d.Maps); err != nil {
+		return fmt.Errorf("take the shared maps: %w", err)
+	}
+	d.JiffiesPerSecond, err = jiffiesPerSecond(sweeper.Programs["read_clock"])
+	if err != nil {
+		return err
+	}
+
+	specs, err = loadEndpoint()
+	if err != nil {
+		return fmt.Errorf("read endpoint programs: %w", err)
+	}
+	if err := specs.Variables["jiffies_per_second"].Set(d.JiffiesPerSecond); err != nil {
+		return fmt.Errorf("set jiffies_per_second: %w", err)
+	}
+	endpoint, err := d.collection(specs, opts)
+	if err != nil {
+		return err
+	}
+	defer endpoint.Close()
+	d.FromContainer = endpoint.DetachProgram("from_container")
+	d.ToContainer = endpoint.DetachProgram("to_container")
+	for name, prog := range map[string]*ebpf.Program{"from_container": d.FromContainer, "to_container": d.ToContainer} {
+		if err := d.pinProgram(prog, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Datapath) collection(spec *ebpf.CollectionSpec, opts Options) (*ebpf.Collection, error) {
+	if m := spec.Maps["mooring_ct"]; m != nil {
+		m.MaxEntries = max(opts.MaxEntries, 1024)
+	}
+	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
+		Maps: ebpf.MapOptions{PinPath: d.pins.maps()},
+	})
+	var refused *ebpf.VerifierError
+	if errors.As(err, &refused) {
+		lines := refused.Log
+		if len(lines) > 8 {
+			lines = lines[len(lines)-8:]
+		}
+		return nil, fmt.Errorf("the kernel's verifier refuses the datapath (6.1 or newer is needed): %w\n%s", err, strings.Join(lines, "\n"))
+	}
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		return nil, fmt.Errorf("a map pinned below %s has another size or layout (`mooring cleanup` removes it, cutting connections): %w", d.pins.root, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("load the datapath: %w", err)
+	}
+	return c, nil
+}
+
+// pinProgram replaces the program's pin in one step: an ADD at this moment
+// opens the old program or the new one, never neither.
+func (d *Datapath) pinProgram(prog *ebpf.Program, name string) error {
+	path := d.pins.program(name)
+	if err := os.Remove(path + "~"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove old pin: %w", err)
+	}
+	if err := prog.Pin(path + "~"); err != nil {
+		return fmt.Errorf("pin %s: %w", name, err)
+	}
+	if err := os.Rename(path+"~", path); err != nil {
+		return fmt.Errorf("pin %s: %w", name, err)
+	}
+	return nil
+}
+
+// Close gives up the daemon's handles. What is pinned goes on.
+func (d *Datapath) Close() error {
+	for _, m := range []*ebpf.Map{d.CT, d.CTStats, d.Endpoints, d.Services, d.Slots, d.Backends, d.Affinity, d.Frags, d.Counters, d.Events, d.Shared} {
+		m.Close()
+	}
+	for _, p := range []*ebpf.Program{d.FromContainer, d.ToContainer, d.sweep} {
+		p.Close()
+	}
+	return nil
+}
+
+// RunSweep makes one pass over the conntrack map in the kernel. s says what to
+// delete (timeouts in jiffies) and returns what was found.
+func (d *Datapath) RunSweep(s *Sweep) error {
+	if err := runSyscall(d.sweep, s); err != nil {
+		return fmt.Errorf("sweep the conntrack map: %w", err)
+	}
+	return nil
+}

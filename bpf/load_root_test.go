@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build root
+
+package bpf
+
+import "testing"
+
+func TestEveryProgramLoads(t *testing.T) {
+	d := load(t)
+	t.Logf("%d jiffies a second", d.JiffiesPerSecond)
+}
+
+// load loads the datapath below a BPF filesystem of the test's own.
+func load(t *testing.T) *Datapath {
+	t.Helper()
+	dir := t.TempDir() + "/bpf"
+	t.Cleanup(func() {
+		if err := Remove(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	d, err := Load(Options{BPFFS: dir, MaxEntries: 4096})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
