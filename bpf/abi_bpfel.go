@@ -258,22 +258,22 @@ type abiSvcSlots struct {
 }
 
 type abiSweep struct {
-	_          structs.HostLayout
-	Timeout    [4][3]uint64
-	SvcTimeout uint64
-	Endpoint   abiAddr
-	Flush      uint8
-	Backends   uint8
-	Pad        [6]uint8
-	Now        uint64
-	Scanned    uint64
-	Entries    uint64
-	Tethered   uint64
-	Expired    uint64
-	Endpoints  uint64
-	Backend    uint64
-	Flushed    uint64
-	Failed     uint64
+	_             structs.HostLayout
+	Timeout       [4][3]uint64
+	SvcTimeout    uint64
+	Flush         uint8
+	GoneBackends  uint8
+	GoneEndpoints uint8
+	Pad           [5]uint8
+	Now           uint64
+	Scanned       uint64
+	Entries       uint64
+	Tethered      uint64
+	Expired       uint64
+	Endpoint      uint64
+	Backend       uint64
+	Flushed       uint64
+	Failed        uint64
 }
 
 type abiSweepProto uint32

@@ -38,6 +38,7 @@ type Programs struct {
 	FromContainer *ebpf.Program
 	ToContainer   *ebpf.Program
 	sweep         *ebpf.Program
+	clock         *ebpf.Program
 }
 
 // Datapath is the loaded datapath.
@@ -85,7 +86,8 @@ func (d *Datapath) load(opts Options) error {
 	if err := sweeper.Assign(&d.Maps); err != nil {
 		return fmt.Errorf("take the shared maps: %w", err)
 	}
-	d.JiffiesPerSecond, err = jiffiesPerSecond(sweeper.Programs["read_clock"])
+	d.clock = sweeper.DetachProgram("read_clock")
+	d.JiffiesPerSecond, err = jiffiesPerSecond(d.clock)
 	if err != nil {
 		return err
 	}
@@ -157,7 +159,7 @@ func (d *Datapath) Close() error {
 	for _, m := range []*ebpf.Map{d.CT, d.CTStats, d.Endpoints, d.Services, d.Slots, d.Backends, d.Affinity, d.Frags, d.Counters, d.Events, d.Shared} {
 		m.Close()
 	}
-	for _, p := range []*ebpf.Program{d.FromContainer, d.ToContainer, d.sweep} {
+	for _, p := range []*ebpf.Program{d.FromContainer, d.ToContainer, d.sweep, d.clock} {
 		p.Close()
 	}
 	return nil
@@ -170,4 +172,13 @@ func (d *Datapath) RunSweep(s *Sweep) error {
 		return fmt.Errorf("sweep the conntrack map: %w", err)
 	}
 	return nil
+}
+
+// Jiffies reads the clock that entries are stamped with.
+func (d *Datapath) Jiffies() (uint64, error) {
+	var c abiClock
+	if err := runSyscall(d.clock, &c); err != nil {
+		return 0, fmt.Errorf("read the kernel's clocks: %w", err)
+	}
+	return c.Jiffies, nil
 }

@@ -233,15 +233,15 @@ struct shared {
 struct sweep {
 	__u64 timeout[4][3];	/* in, jiffies: [enum ct_state][enum sweep_proto] */
 	__u64 svc_timeout;	/* in, jiffies: a SVC entry without packets */
-	struct addr endpoint;	/* in: delete this address's entries, unless 0 */
 	__u8 flush;		/* in: delete everything */
-	__u8 backends;		/* in: delete entries whose backend is gone */
-	__u8 pad[6];
+	__u8 gone_backends;	/* in: delete entries whose backend is gone */
+	__u8 gone_endpoints;	/* in: delete entries whose endpoint is gone */
+	__u8 pad[5];
 	__u64 now;		/* out, jiffies64 */
 	__u64 scanned;
 	__u64 entries;		/* left after the pass */
 	__u64 tethered;
-	__u64 expired, endpoints, backend, flushed;	/* deleted, by reason */
+	__u64 expired, endpoint, backend, flushed;	/* deleted, by reason */
 	__u64 failed;
 };
 

@@ -5,6 +5,34 @@
 
 #include "conntrack.h"
 
+/* An end that was a pod of this node, by address and id: an address can have a new owner. */
+ALWAYS int endpoint_gone(const struct addr *a, __u16 id)
+{
+	struct endpoint *ep;
+
+	if (!id)
+		return 0;
+	ep = bpf_map_lookup_elem(&mooring_endpoints, a);
+	return !ep || ep->id != id;
+}
+
+ALWAYS int endpoints_gone(const struct ct_key *k, const struct ct_entry *e)
+{
+	struct addr initiator, responder;
+
+	if (k->type == CT_SVC || !(e->flags & CT_F_INITIATOR_HIGH)) {
+		initiator = k->addr[0];
+		responder = k->addr[1];
+	} else {
+		initiator = k->addr[1];
+		responder = k->addr[0];
+	}
+	if (e->flags & CT_F_HAIRPIN)
+		initiator = e->origin;
+	return endpoint_gone(&initiator, e->endpoint[0]) || endpoint_gone(&responder, e->endpoint[1]);
+}
+
+/* Where the pass counts this entry's deletion, or NULL when it stays. */
 ALWAYS __u64 *sweep_deletes(struct sweep *s, const struct ct_key *k, const struct ct_entry *e)
 {
 	__u32 proto = k->proto == IPPROTO_TCP ? SWEEP_TCP : k->proto == IPPROTO_UDP ? SWEEP_UDP : SWEEP_OTHER;
@@ -13,11 +41,9 @@ ALWAYS __u64 *sweep_deletes(struct sweep *s, const struct ct_key *k, const struc
 
 	if (s->flush)
 		return &s->flushed;
-	if (!addr_zero(&s->endpoint) &&
-	    (addr_eq(&k->addr[0], &s->endpoint) || addr_eq(&k->addr[1], &s->endpoint) ||
-	     addr_eq(&e->nat, &s->endpoint)))
-		return &s->endpoints;
-	if (s->backends && e->backend) {
+	if (s->gone_endpoints && endpoints_gone(k, e))
+		return &s->endpoint;
+	if (s->gone_backends && e->backend) {
 		__u32 index = e->backend;
 		struct backend *b = bpf_map_lookup_elem(&mooring_backends, &index);
 
@@ -29,7 +55,7 @@ ALWAYS __u64 *sweep_deletes(struct sweep *s, const struct ct_key *k, const struc
 	/* Half closed may last as long as established: only a reset or both FINs end it. */
 	if (state == CT_CLOSING && !(e->flags & CT_F_RST))
 		state = CT_ESTABLISHED;
-	timeout = s->timeout[state][proto];
+	timeout = k->type == CT_SVC ? s->svc_timeout : s->timeout[state][proto];
 	if (s->now - e->seen > timeout)
 		return &s->expired;
 	return NULL;
