@@ -257,7 +257,7 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		code         int
 		text         string
 	}{
-		{"PUT", "/v1/endpoints/c/eth0", map[string]any{"containerID": "c", "podIfname": "eth0", "colour": 1}, 400, "colour"},
+		{"PUT", "/v1/endpoints/c/eth0", map[string]any{"containerID": 1}, 400, "containerID"},
 		{"PUT", "/v1/endpoints/c/eth0", model.Endpoint{ContainerID: "d", PodIfname: "eth0"}, 400, "path says c/eth0"},
 		{"PUT", "/v1/endpoints/c/eth0", strings.Repeat("x", 2*maxBody), 400, "large"},
 		{"GET", "/v2/node", nil, 404, "same version"},

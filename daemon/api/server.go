@@ -121,9 +121,8 @@ func handler(stop context.Context, d Daemon) http.Handler {
 	})
 	handle("PUT /v1/endpoints/{containerID}/{ifname}", func(r *http.Request) (any, error) {
 		var e model.Endpoint
-		body := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxBody))
-		body.DisallowUnknownFields()
-		if err := body.Decode(&e); err != nil {
+		// Unknown keys pass: in an upgrade the plugin may be newer than the daemon.
+		if err := json.NewDecoder(http.MaxBytesReader(nil, r.Body, maxBody)).Decode(&e); err != nil {
 			return nil, Errorf(http.StatusBadRequest, "decode the endpoint: %v", err)
 		}
 		if id, ifname := r.PathValue("containerID"), r.PathValue("ifname"); e.ContainerID != id || e.PodIfname != ifname {

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/mooring-cni/mooring/bpf"
 	"github.com/mooring-cni/mooring/conf"
 	"github.com/mooring-cni/mooring/daemon/api"
 	"github.com/mooring-cni/mooring/daemon/node"
@@ -52,6 +53,9 @@ directory. When no pod is left, --state removes that too.`,
 		if err != nil {
 			return err
 		}
+		if where.BPFFS == "" {
+			fmt.Fprintf(cmd.ErrOrStderr(), "mooring: no node file %s tells of a daemon on this socket; pins are looked for where --bpffs says\n", conf.NodeFile(c.socket))
+		}
 		return cleanup(c.socket, where, *state)
 	}
 	return command
@@ -82,9 +86,6 @@ func (c *client) locate(bpffs string) (conf.Node, error) {
 	if bpffs != "" {
 		n.BPFFS = bpffs
 	}
-	if n.BPFFS == "" {
-		return n, fmt.Errorf("cleanup: no node file %s tells where the daemon's pins are: name them with --bpffs", conf.NodeFile(c.socket))
-	}
 	return n, nil
 }
 
@@ -106,22 +107,22 @@ func cleanup(socket string, where conf.Node, state bool) error {
 	return nil
 }
 
-// removePins removes a directory of pins, and with them what they hold. A
-// directory elsewhere than in a BPF file system is not one.
-func removePins(directory string) error {
+// removePins removes a daemon's pins, and with them what they hold. A directory
+// elsewhere than in a BPF file system has none.
+func removePins(bpffs string) error {
+	if bpffs == "" {
+		return nil
+	}
 	var at unix.Statfs_t
-	if err := unix.Statfs(directory, &at); errors.Is(err, fs.ErrNotExist) {
+	if err := unix.Statfs(bpffs, &at); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
-		return fmt.Errorf("look at %s: %w", directory, err)
+		return fmt.Errorf("look at %s: %w", bpffs, err)
 	}
 	if at.Type != unix.BPF_FS_MAGIC {
-		return fmt.Errorf("remove the pins in %s: it is not in a BPF file system: is it the daemon's bpffs?", directory)
+		return fmt.Errorf("remove the pins in %s: it is not in a BPF file system: is it the daemon's bpffs?", bpffs)
 	}
-	if err := os.RemoveAll(directory); err != nil {
-		return fmt.Errorf("remove the pins: %w", err)
-	}
-	return nil
+	return bpf.Remove(bpffs)
 }
 
 func removeFile(path string) error {
