@@ -242,9 +242,13 @@ func TestDocumentsThatCannotBeUsedSaySo(t *testing.T) {
 		{"nothing in a list", "apiVersion: v1\nkind: List\nitems: [null]", "document 1: List items[0]: is empty"},
 		{"no list", "apiVersion: v1\nkind: List\nitems: {a: b}", "document 1: items: is an object, want a list"},
 		{"list of another version", "apiVersion: v2\nkind: ServiceList", `document 1: ServiceList: apiVersion: is "v2"; want v1 for ServiceList`},
-		{"infinite", "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nx: .inf", "document 1: has the value +Inf, which JSON does not know"},
+		{"infinite", "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nx: .inf", "document 1: has the value +Inf, which objects of the API cannot have"},
 		{"strange key", "apiVersion: v1\n[a, b]: c", "document 1: "},
 		{"key twice", "apiVersion: v1\nkind: Namespace\nmetadata: {name: web}\nmetadata: {name: web2}", `document 1: Namespace web2: key "metadata" occurs twice, again in line 4 of the document; the last one counts`},
+		{"key twice in a list", "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Namespace\n  kind: Namespace\n  metadata: {name: web}", `document 1: Namespace web: key "kind" occurs twice, again in line 3 of the item`},
+		{"broken list", "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: [\n- x", `document 1: is not YAML: line `},
+		{"large document", "a: \"" + strings.Repeat("x", maxYAML) + "\"", "document 1: is larger than 8 MiB and is not read"},
+		{"large list with a broken item", "apiVersion: v1\nkind: List\nitems:\n- x: \"" + strings.Repeat("x", maxYAML) + "\"\n- a: [\n", "document 1: List items[1]: is not YAML: line 1 of the item"},
 		{"second document", "apiVersion: v1\nkind: Namespace\nmetadata: {name: web}\n---\n# nothing\n---\nx: [", "document 2: is not YAML"},
 		{"spec of the wrong type", "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: 5", "document 1: Service default/web: spec: is the number 5, want an object"},
 	} {
@@ -273,6 +277,10 @@ func TestFilesAreCutIntoDocumentsAsYAMLDoes(t *testing.T) {
 		"dashes in a block":     "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: a\n  annotations:\n    x: |\n      ---\n      y\n---\n" + namespace("b"),
 		"list":                  list,
 		"list in YAML":          "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: a}}\n- {apiVersion: v1, kind: Namespace, metadata: {name: b}}",
+		"list that goes on":     "apiVersion: v1\nitems:\n# c\n- apiVersion: v1\n  kind: Namespace\n  metadata: {name: a}\n\n# c\n- {apiVersion: v1, kind: Namespace, metadata: {name: b}}\nkind: List\nmetadata:\n  resourceVersion: \"\"\n",
+		"list with an indent":   "kind: List\napiVersion: v1\nitems:\n  - apiVersion: v1\n    kind: Namespace\n    metadata:\n      name: a\n      annotations:\n        x: |\n          - a\n          items:\n  -\n    apiVersion: v1\n    kind: Namespace\n    metadata: {name: b}\n",
+		"list with open quotes": "kind: List\napiVersion: v1\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: a, annotations: {x: \"\n- y\"}}}\n- {apiVersion: v1, kind: Namespace, metadata: {name: b}}\n",
+		"shared anchors":        "kind: List\napiVersion: v1\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: a, labels: &l {x: one}}}\n- {apiVersion: v1, kind: Namespace, metadata: {name: b, labels: *l}}\n",
 		"typed list":            "apiVersion: v1\nkind: NamespaceList\nitems:\n- metadata: {name: a}\n- metadata: {name: b}",
 		"list of lists":         `{"apiVersion":"v1","kind":"List","items":[` + list + `]}`,
 		"JSON documents":        `{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"a"}} {"apiVersion":"v1","kind":"Namespace","metadata":{"name":"b"}}`,
@@ -285,6 +293,19 @@ func TestFilesAreCutIntoDocumentsAsYAMLDoes(t *testing.T) {
 				t.Errorf("objects %v, problems %q", objects, problems)
 			}
 		})
+	}
+}
+
+func TestItemsOfAListThatDidNotChangeAreNotReadAgain(t *testing.T) {
+	yaml := "apiVersion: v1\nkind: List\nitems:\n- apiVersion: v1\n  kind: Namespace\n  metadata: {name: a}\n- apiVersion: v1\n  kind: Namespace\n  metadata: {name: b}\n"
+	json := `{"apiVersion":"v1","kind":"List","items":[{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"a"}},{"apiVersion":"v1","kind":"Namespace","metadata":{"name":"b"}}]}`
+	for _, content := range []string{yaml, json} {
+		before := parse("x", []byte(content), nil)
+		after := parse("x", []byte(strings.Replace(content, "b", "c", 1)), before)
+		after = parse("x", []byte(content), after)
+		if p := before.documents[0].objects; len(p) != 2 || p[0].value != after.documents[0].objects[0].value || p[1].value == after.documents[0].objects[1].value {
+			t.Errorf("objects before %v, after %v", p, after.documents[0].objects)
+		}
 	}
 }
 

@@ -97,6 +97,13 @@ type document struct {
 	// broken syntax, no kind or name, a value of the wrong type. A bad value of
 	// the right type is not.
 	malformed bool
+	items     []item // of lists
+}
+
+// item is an element of a list, a document of its own for those who read it.
+type item struct {
+	hash     uint64 // 0: not one that may be used again
+	document *document
 }
 
 // parsed is a file's content.
@@ -115,16 +122,31 @@ func parse(file string, data []byte, before *parsed) *parsed {
 	hashes := make([]uint64, len(parts))
 	parallel(len(parts), func(i int) {
 		hashes[i] = maphash.Bytes(hashSeed, parts[i])
-		if before != nil && before.byHash[hashes[i]] != nil {
-			p.documents[i] = before.byHash[hashes[i]]
-			return
+		if p.documents[i] = before.known(hashes[i]); p.documents[i] == nil {
+			p.documents[i] = parseDocument(file, parts[i], before)
 		}
-		p.documents[i] = parseDocument(file, parts[i])
 	})
 	for i, d := range p.documents {
-		p.byHash[hashes[i]] = d
+		p.remember(hashes[i], d)
 	}
 	return p
+}
+
+func (p *parsed) remember(hash uint64, d *document) {
+	if hash != 0 {
+		p.byHash[hash] = d
+	}
+	for _, item := range d.items {
+		p.remember(item.hash, item.document)
+	}
+}
+
+// known gives the document of the same content that was there before.
+func (p *parsed) known(hash uint64) *document {
+	if p == nil {
+		return nil
+	}
+	return p.byHash[hash]
 }
 
 // parallel calls f for 0 to n-1 on all processors.
@@ -190,38 +212,158 @@ func split(data []byte) [][]byte {
 	return parts
 }
 
-func parseDocument(file string, data []byte) *document {
+func parseDocument(file string, data []byte, before *parsed) *document {
 	d := &document{}
 	trimmed := bytes.TrimSpace(data)
 	if len(trimmed) > 0 && (trimmed[0] == '{' || trimmed[0] == '[') {
 		if values, err := jsonValues(trimmed); err == nil {
 			for _, value := range values {
-				d.parseObject(file, value, "", nil)
+				d.parseObject(file, value, "", nil, before)
 			}
 			return d
 		}
 		// Flow style YAML looks the same from outside.
 	}
-	var tree any
-	var duplicates []string
-	if err := yaml.UnmarshalStrict(data, &tree); err != nil {
-		strictErr := err
-		tree = nil
-		if err = yaml.Unmarshal(data, &tree); err != nil {
-			d.malformed = true
-			d.problems = append(d.problems, model.Problem{Message: yamlMessage(err)})
-			return d
-		}
-		duplicates = yamlDuplicates(strictErr)
-	}
-	converted, err := appendJSON(make([]byte, 0, 2*len(data)), tree)
-	if err != nil {
-		d.malformed = true
-		d.problems = append(d.problems, model.Problem{Message: err.Error()})
+	if d.parseYAMLList(file, data, before) {
 		return d
 	}
-	d.parseObject(file, converted, "", duplicates)
+	if len(data) > maxYAML {
+		d.malformed = true
+		d.problems = append(d.problems, model.Problem{Message: fmt.Sprintf("is larger than %d MiB and is not read; split it into several documents, or write it as JSON", maxYAML>>20)})
+		return d
+	}
+	converted, duplicates, err := yamlToJSON(data, "document")
+	if err != nil {
+		d.malformed = true
+		d.problems = append(d.problems, model.Problem{Message: yamlMessage(err, "document")})
+		return d
+	}
+	d.parseObject(file, converted, "", duplicates, before)
 	return d
+}
+
+// yamlToJSON turns a document, or an item of a list, into JSON. Keys that occur
+// twice, of which the last counts, are told as messages.
+func yamlToJSON(data []byte, part string) (converted []byte, duplicates []string, err error) {
+	var tree any
+	if err := yaml.UnmarshalStrict(data, &tree); err != nil {
+		tree = nil
+		if err := yaml.Unmarshal(data, &tree); err != nil {
+			return nil, nil, err
+		}
+		duplicates = yamlDuplicates(err, part)
+	}
+	if part == "item" {
+		list, ok := tree.([]any)
+		if !ok || len(list) != 1 {
+			return nil, nil, errors.New("is not an item")
+		}
+		tree = list[0]
+	}
+	converted, err = appendJSON(make([]byte, 0, 2*len(data)), tree)
+	return converted, duplicates, err
+}
+
+// parseYAMLList reads a list in block style item by item: as a whole, YAML takes
+// forty times its size in memory, and the items that did not change would be
+// read with those that did. It gives false, and has done nothing, where a list
+// has to be read as a whole: its items share anchors, or are not YAML at all.
+func (d *document) parseYAMLList(file string, data []byte, before *parsed) bool {
+	top, parts, ok := cutYAMLList(data)
+	if !ok {
+		return false
+	}
+	converted, duplicates, err := yamlToJSON(top, "document")
+	var h head
+	if err != nil || len(duplicates) > 0 || strictjson.UnmarshalCaseSensitivePreserveInts(converted, &h) != nil {
+		return false
+	}
+	element, ok := h.element()
+	if !ok || h.APIVersion != listVersion(element) || len(h.Items) > 0 {
+		return false
+	}
+	items := make([]item, len(parts))
+	var unreadable atomic.Bool
+	parallel(len(parts), func(i int) {
+		items[i] = before.item(element, parts[i], func(d *document) {
+			converted, duplicates, err := yamlToJSON(parts[i], "item")
+			if err != nil {
+				unreadable.Store(true)
+				d.malformed = true
+				d.problems = append(d.problems, model.Problem{Message: yamlMessage(err, "item")})
+				return
+			}
+			d.parseItem(file, converted, element, duplicates, before)
+		})
+	})
+	if unreadable.Load() && len(data) <= maxYAML {
+		return false
+	}
+	d.addItems(h.Kind, items)
+	return true
+}
+
+// cutYAMLList cuts a document in block style at the items of its list. Where a
+// quote or a bracket is open across a cut, the parts are not YAML.
+func cutYAMLList(data []byte) (top []byte, items [][]byte, ok bool) {
+	const key = "items:"
+	from := 0
+	if !bytes.HasPrefix(data, []byte(key)) {
+		if from = bytes.Index(data, []byte("\n"+key)) + 1; from == 0 {
+			return nil, nil, false
+		}
+	}
+	for _, end := range []string{"\u0085", "\u2028", "\u2029"} {
+		if bytes.Contains(data, []byte(end)) {
+			return nil, nil, false // YAML knows more ends of a line than this does
+		}
+	}
+	if bytes.Count(data, []byte("\r")) != bytes.Count(data, []byte("\r\n")) {
+		return nil, nil, false
+	}
+	start, indent, end := -1, -1, len(data) // of the item, of all items, of the list
+	opening, first := 0, true
+	for at := from; at < len(data); {
+		next := len(data)
+		if i := bytes.IndexByte(data[at:], '\n'); i >= 0 {
+			next = at + i + 1
+		}
+		line := bytes.TrimRight(data[at:next], " \t\r\n")
+		content := bytes.TrimLeft(line, " ")
+		depth := len(line) - len(content)
+		dash := len(content) > 0 && content[0] == '-' && (len(content) == 1 || content[1] == ' ')
+		switch {
+		case first:
+			if string(line) != key {
+				return nil, nil, false
+			}
+			first = false
+		case len(content) == 0 || content[0] == '#':
+		case dash && (indent < 0 || depth == indent):
+			if start >= 0 {
+				items = append(items, data[start:at])
+			} else {
+				opening = at
+			}
+			start, indent = at, depth
+		case indent < 0:
+			return nil, nil, false
+		case depth > indent:
+		case depth > 0 || dash:
+			return nil, nil, false
+		default:
+			end = at
+		}
+		if end < len(data) {
+			break
+		}
+		at = next
+	}
+	if start < 0 {
+		return nil, nil, false
+	}
+	items = append(items, data[start:end])
+	return slices.Concat(data[:opening], data[end:]), items, true
 }
 
 // appendJSON writes what YAML holds as JSON, by the same rules as
@@ -275,7 +417,7 @@ func appendJSON(b []byte, value any) ([]byte, error) {
 	}
 	text, err := json.Marshal(value) // floats; infinities are refused
 	if err != nil {
-		return nil, fmt.Errorf("has the value %v, which JSON does not know", value)
+		return nil, &notJSON{"value", value}
 	}
 	return append(b, text...), nil
 }
@@ -302,7 +444,17 @@ func keyText(name any) (string, error) {
 	case float64:
 		return strconv.FormatFloat(k, 'g', -1, 64), nil
 	}
-	return "", fmt.Errorf("has the key %v, which is not text", name)
+	return "", &notJSON{"key", name}
+}
+
+// notJSON is what YAML can say and JSON cannot.
+type notJSON struct {
+	what  string
+	value any
+}
+
+func (e *notJSON) Error() string {
+	return fmt.Sprintf("has the %s %v, which objects of the API cannot have", e.what, e.value)
 }
 
 func jsonValues(data []byte) ([]json.RawMessage, error) {
@@ -324,7 +476,10 @@ func jsonValues(data []byte) ([]json.RawMessage, error) {
 
 var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
 
-func yamlMessage(err error) string {
+func yamlMessage(err error, part string) string {
+	if unwritable := (*notJSON)(nil); errors.As(err, &unwritable) {
+		return unwritable.Error()
+	}
 	text := err.Error()
 	m := yamlLine.FindStringSubmatch(text)
 	if m == nil {
@@ -334,22 +489,27 @@ func yamlMessage(err error) string {
 	if m[1] == "" {
 		return "is not YAML: " + text
 	}
-	return "is not YAML: line " + m[1] + " of the document: " + text
+	return "is not YAML: line " + m[1] + " of the " + part + ": " + text
 }
 
 var yamlDuplicate = regexp.MustCompile(`line (\d+): key "(.*?)" already set in map`)
 
 // yamlDuplicates are the messages for keys that occur twice.
-func yamlDuplicates(err error) []string {
+func yamlDuplicates(err error, part string) []string {
 	var messages []string
 	for _, m := range yamlDuplicate.FindAllStringSubmatch(err.Error(), -1) {
-		messages = append(messages, fmt.Sprintf("key %q occurs twice, again in line %s of the document", m[2], m[1]))
+		messages = append(messages, fmt.Sprintf("key %q occurs twice, again in line %s of the %s", m[2], m[1], part))
 	}
 	if len(messages) == 0 {
 		messages = append(messages, err.Error())
 	}
 	return messages
 }
+
+// maxYAML is how large one document or item may be that has to be read as a
+// whole: etcd takes no object of more than 1.5 MiB, and YAML forty times its
+// size in memory.
+const maxYAML = 8 << 20
 
 // head is what all objects have.
 type head struct {
@@ -366,7 +526,7 @@ type headMetadata struct {
 
 // parseObject reads one object, or the objects of a list. Items of a typed list
 // may leave out their kind.
-func (d *document) parseObject(file string, data []byte, inherited string, duplicates []string) {
+func (d *document) parseObject(file string, data []byte, inherited string, duplicates []string, before *parsed) {
 	var h head
 	r := &report{}
 	if inherited != "" {
@@ -389,14 +549,11 @@ func (d *document) parseObject(file string, data []byte, inherited string, dupli
 		}
 		// What has the wrong type is empty now, and said below.
 	}
-	known, ok := kinds[h.Kind]
-	if element, list := strings.CutSuffix(h.Kind, "List"); list && !ok {
-		_, typed := kinds[element]
-		if element == "" || typed {
-			d.parseList(file, &h, element, duplicates)
-			return
-		}
+	if element, list := h.element(); list {
+		d.parseList(file, &h, element, duplicates, before)
+		return
 	}
+	known, ok := kinds[h.Kind]
 	r.object = strings.TrimSpace(h.Kind + " " + displayName(h.Metadata, ok && !known.kind.namespaced()))
 	defer func() {
 		d.problems = append(d.problems, r.problems...)
@@ -450,33 +607,73 @@ func displayName(m headMetadata, clusterScoped bool) string {
 	return nameOf(&metav1.ObjectMeta{Name: m.Name, Namespace: m.Namespace}).String()
 }
 
-func (d *document) parseList(file string, h *head, element string, duplicates []string) {
-	want := "v1"
-	if element != "" {
-		want = kinds[element].apiVersion
+// element gives the kind of a list's items, "" where each has its own.
+func (h *head) element() (string, bool) {
+	element, list := strings.CutSuffix(h.Kind, "List")
+	_, typed := kinds[element]
+	return element, list && (element == "" || typed)
+}
+
+func listVersion(element string) string {
+	if element == "" {
+		return "v1"
 	}
-	if h.APIVersion != want {
+	return kinds[element].apiVersion
+}
+
+func (d *document) parseList(file string, h *head, element string, duplicates []string, before *parsed) {
+	if want := listVersion(element); h.APIVersion != want {
 		d.problems = append(d.problems, model.Problem{Object: h.Kind, Field: "apiVersion", Message: fmt.Sprintf("is %q; want %s for %s", h.APIVersion, want, h.Kind)})
 		return
 	}
-	items := make([]document, len(h.Items))
+	if len(duplicates) > 0 {
+		before = nil // whose they are is not known: no item is as it was
+	}
+	items := make([]item, len(h.Items))
 	parallel(len(h.Items), func(i int) {
-		if string(h.Items[i]) == "null" {
-			items[i].problems = append(items[i].problems, model.Problem{Message: "is empty"})
-		} else {
-			items[i].parseObject(file, h.Items[i], element, duplicates)
-		}
-		for j := range items[i].problems {
-			if p := &items[i].problems[j]; p.Object == "" {
-				p.Object = h.Kind + " " + at("items", i)
-			}
+		items[i] = before.item(element, h.Items[i], func(d *document) { d.parseItem(file, h.Items[i], element, duplicates, before) })
+		if len(duplicates) > 0 {
+			items[i].hash = 0
 		}
 	})
-	for i := range items {
-		d.objects = append(d.objects, items[i].objects...)
-		d.problems = append(d.problems, items[i].problems...)
-		d.malformed = d.malformed || items[i].malformed
+	d.addItems(h.Kind, items)
+}
+
+// item gives an item as it was read before, or reads it.
+func (p *parsed) item(element string, data []byte, read func(*document)) item {
+	var h maphash.Hash
+	h.SetSeed(hashSeed)
+	h.WriteString("item of " + element + "\n")
+	h.Write(data)
+	i := item{h.Sum64(), p.known(h.Sum64())}
+	if i.document == nil {
+		i.document = &document{}
+		read(i.document)
 	}
+	return i
+}
+
+func (d *document) parseItem(file string, data []byte, element string, duplicates []string, before *parsed) {
+	if string(data) == "null" {
+		d.malformed = true
+		d.problems = append(d.problems, model.Problem{Message: "is empty"})
+		return
+	}
+	d.parseObject(file, data, element, duplicates, before)
+}
+
+func (d *document) addItems(list string, items []item) {
+	for i, item := range items {
+		d.objects = append(d.objects, item.document.objects...)
+		for _, p := range item.document.problems {
+			if p.Object == "" {
+				p.Object = list + " " + at("items", i)
+			}
+			d.problems = append(d.problems, p)
+		}
+		d.malformed = d.malformed || item.document.malformed
+	}
+	d.items = append(d.items, items...)
 }
 
 // convert decodes and converts an object of a known kind; false refuses it.

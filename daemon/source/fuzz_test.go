@@ -46,6 +46,38 @@ func FuzzManifest(f *testing.F) {
 	})
 }
 
+// FuzzList: a list that is read item by item holds what it holds as a whole.
+func FuzzList(f *testing.F) {
+	for _, content := range []string{
+		"apiVersion: v1\nitems:\n- apiVersion: v1\n  kind: Namespace\n  metadata: {name: a}\n- {apiVersion: v1, kind: Namespace, metadata: {name: b}}\nkind: List\n",
+		"kind: NodeList\napiVersion: v1\nitems:\n  # c\n  - metadata:\n      name: a\n      annotations:\n        x: |\n          - a\n          items:\n\n  - metadata: {name: b, annotations: {x: \"\n  - y\"}}\n  -\n",
+	} {
+		f.Add([]byte(content))
+	}
+	f.Fuzz(func(t *testing.T, content []byte) {
+		var parts, whole document
+		if !parts.parseYAMLList("fuzz.yaml", content, nil) {
+			return
+		}
+		converted, duplicates, err := yamlToJSON(content, "document")
+		if err != nil {
+			t.Fatalf("the list cannot be read as a whole: %v", err)
+		}
+		whole.parseObject("fuzz.yaml", converted, "", duplicates, nil)
+		if diff := cmp.Diff(objectsOf(&whole), objectsOf(&parts), comparers); diff != "" {
+			t.Errorf("from %q (-whole +parts):\n%s", content, diff)
+		}
+	})
+}
+
+func objectsOf(d *document) map[string]any {
+	objects := make(map[string]any)
+	for _, o := range d.objects {
+		objects[o.key.String()] = o.value
+	}
+	return objects
+}
+
 func hashOf(p *parsed, d *document) uint64 {
 	for hash, other := range p.byHash {
 		if other == d {
