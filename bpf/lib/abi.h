@@ -232,7 +232,7 @@ struct shared {
 /* One pass over the table: in, what to delete; out, what was found. */
 struct sweep {
 	__u64 timeout[4][3];	/* in, jiffies: [enum ct_state][enum sweep_proto] */
-	__u64 svc_timeout;	/* in, jiffies: a SVC entry without packets */
+	__u64 svc_timeout;	/* in, jiffies: what a SVC entry gets on top */
 	__u8 flush;		/* in: delete everything */
 	__u8 gone_backends;	/* in: delete entries whose backend is gone */
 	__u8 gone_endpoints;	/* in: delete entries whose endpoint is gone */

@@ -112,6 +112,27 @@ ALWAYS int ct_lookup(struct pkt *p)
 	return NEXT;
 }
 
+/* The SVC entry lives as long as its flow: it follows every change of state, whoever caused it. */
+ALWAYS void ct_mirror(const struct ct_entry *e, const struct pkt *p)
+{
+	int reply = p->flags & PKT_REPLY;
+	struct ct_entry *svc;
+	struct ct_key key;
+
+	if (!e->service)
+		return;
+	key.addr[0] = e->flags & CT_F_HAIRPIN ? e->origin : reply ? p->dst : p->src;
+	key.addr[1] = e->nat;
+	key.port[0] = reply ? p->dport : p->sport;
+	key.port[1] = e->nat_port;
+	key.proto = p->proto;
+	key.type = CT_SVC;
+	key.pad = 0;
+	svc = bpf_map_lookup_elem(&mooring_ct, &key);
+	if (svc && svc->backend == e->backend)
+		svc->state = e->state;
+}
+
 /* State from this packet, RFC 9293 flags for TCP, who was heard for the rest. */
 ALWAYS void ct_update(struct ct_entry *e, const struct pkt *p)
 {
@@ -148,8 +169,10 @@ ALWAYS void ct_update(struct ct_entry *e, const struct pkt *p)
 	}
 	if (flags != e->flags)
 		e->flags = flags;
-	if (state != e->state)
+	if (state != e->state) {
 		e->state = state;
+		ct_mirror(e, p);
+	}
 }
 
 ALWAYS int ct_insert(const struct ct_draft *d)

@@ -55,7 +55,10 @@ ALWAYS __u64 *sweep_deletes(struct sweep *s, const struct ct_key *k, const struc
 	/* Half closed may last as long as established: only a reset or both FINs end it. */
 	if (state == CT_CLOSING && !(e->flags & CT_F_RST))
 		state = CT_ESTABLISHED;
-	timeout = k->type == CT_SVC ? s->svc_timeout : s->timeout[state][proto];
+	timeout = s->timeout[state][proto];
+	/* A SVC entry hears only one direction: it must not end before its flow. */
+	if (k->type == CT_SVC)
+		timeout += s->svc_timeout;
 	if (s->now - e->seen > timeout)
 		return &s->expired;
 	return NULL;
