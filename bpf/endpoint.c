@@ -12,7 +12,7 @@
 #include "lib/finish.h"
 
 /* A packet of a flow: translated towards the backend, or back. */
-ALWAYS int flow_out(struct __sk_buff *ctx, struct pkt *p)
+ALWAYS int flow_out(ctx_t *ctx, struct pkt *p)
 {
 	return ct_lookup(p)			/* conntrack.h  ours, a reply, or not seen yet */
 	    ?: svc_translate(ctx, p)		/* service.h    frontend -> backend            */
@@ -20,7 +20,7 @@ ALWAYS int flow_out(struct __sk_buff *ctx, struct pkt *p)
 	    ?: ct_commit(p);			/* conntrack.h  remember, count, state         */
 }
 
-ALWAYS int pod_out(struct __sk_buff *ctx, struct pkt *p)
+ALWAYS int pod_out(ctx_t *ctx, struct pkt *p)
 {
 	return pkt_parse(ctx, p)		/* parse.h      headers -> p                   */
 	    ?: source_check(ctx, p)		/* endpoint.h   only the pod's own addresses   */
@@ -30,7 +30,7 @@ ALWAYS int pod_out(struct __sk_buff *ctx, struct pkt *p)
 	    ?: forward(ctx, p);			/* forward.h    pod or stack                   */
 }
 
-ALWAYS int pod_in(struct __sk_buff *ctx, struct pkt *p)
+ALWAYS int pod_in(ctx_t *ctx, struct pkt *p)
 {
 	return pkt_parse(ctx, p)
 	    ?: (is_icmp_error(p)
@@ -42,7 +42,7 @@ ALWAYS int pod_in(struct __sk_buff *ctx, struct pkt *p)
 }
 
 SEC("tc")
-int from_container(struct __sk_buff *ctx)
+int from_container(ctx_t *ctx)
 {
 	struct pkt p = { .direction = FROM_ENDPOINT };
 
@@ -50,7 +50,7 @@ int from_container(struct __sk_buff *ctx)
 }
 
 SEC("tc")
-int to_container(struct __sk_buff *ctx)
+int to_container(ctx_t *ctx)
 {
 	struct pkt p = { .direction = TO_ENDPOINT };
 

@@ -249,7 +249,7 @@ ALWAYS int ct_commit(struct pkt *p)
 }
 
 /* What the responder sent goes back under the name that the initiator knows. */
-ALWAYS int ct_untranslate(struct __sk_buff *ctx, struct pkt *p)
+ALWAYS int ct_untranslate(ctx_t *ctx, struct pkt *p)
 {
 	struct ct_entry *e = p->flow;
 	struct addr nat, origin;

@@ -6,7 +6,7 @@
 #include "parse.h"
 
 /* A pod sends only from its own addresses and its own MAC. */
-ALWAYS int source_check(struct __sk_buff *ctx, struct pkt *p)
+ALWAYS int source_check(ctx_t *ctx, struct pkt *p)
 {
 	struct endpoint *ep = bpf_map_lookup_elem(&mooring_endpoints, &p->src);
 	struct ethhdr *eth;

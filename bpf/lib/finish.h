@@ -4,7 +4,7 @@
 #define MOORING_FINISH_H
 
 #include <linux/pkt_cls.h>
-#include "pkt.h"
+#include "ctx.h"
 
 ALWAYS int monitored(void)
 {
@@ -58,7 +58,7 @@ ALWAYS void count_drop(struct pkt *p, __u32 reason)
 		report(p, EVENT_DROP, reason);
 }
 
-ALWAYS int finish(struct __sk_buff *ctx, struct pkt *p, int verdict)
+ALWAYS int finish(ctx_t *ctx, struct pkt *p, int verdict)
 {
 	if (verdict < 0) {
 		count_drop(p, -verdict);

@@ -7,7 +7,7 @@
 #include "rewrite.h"
 
 /* One hop less to live, as a router's (RFC 791, 3.2; RFC 8200, 3). The caller knows that it lives. */
-ALWAYS int hop(struct __sk_buff *ctx, struct pkt *p)
+ALWAYS int hop(ctx_t *ctx, struct pkt *p)
 {
 	if (p->v6) {
 		struct ipv6hdr *ip = pkt_at(ctx, p->l3, sizeof(*ip));
@@ -34,7 +34,7 @@ ALWAYS int hop(struct __sk_buff *ctx, struct pkt *p)
 }
 
 /* A pod of this node gets it without the host's stack; the stack routes the rest, and answers hop limits. */
-ALWAYS int forward(struct __sk_buff *ctx, struct pkt *p)
+ALWAYS int forward(ctx_t *ctx, struct pkt *p)
 {
 	struct endpoint *to = destination(p);
 	struct ethhdr *eth;

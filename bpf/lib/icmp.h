@@ -10,7 +10,7 @@
 #include "rewrite.h"
 
 /* The packet that an ICMP error quotes, as far as it is quoted: RFC 792 promises 8 bytes of layer 4. */
-ALWAYS int icmp_parse_quoted(struct __sk_buff *ctx, const struct pkt *p, struct pkt *in)
+ALWAYS int icmp_parse_quoted(ctx_t *ctx, const struct pkt *p, struct pkt *in)
 {
 	__be16 *ports;
 
@@ -57,7 +57,7 @@ ALWAYS int icmp_parse_quoted(struct __sk_buff *ctx, const struct pkt *p, struct 
  * checksum is left as it was sent: receivers match on addresses and ports
  * (RFC 5927, 4.1), and for TCP it is mostly beyond the quote.
  */
-ALWAYS int icmp_rewrite_quoted(struct __sk_buff *ctx, const struct pkt *p, struct pkt *in,
+ALWAYS int icmp_rewrite_quoted(ctx_t *ctx, const struct pkt *p, struct pkt *in,
 			       enum rewrite_end end, const struct addr *addr, __be16 port)
 {
 	struct addr *cur = end == SOURCE ? &in->src : &in->dst;
@@ -91,11 +91,7 @@ ALWAYS int icmp_rewrite_quoted(struct __sk_buff *ctx, const struct pkt *p, struc
 			return -DROP_REWRITE;
 		h[end == SOURCE ? 0 : 1] = port;
 	}
-	if (p->v6 && bpf_l4_csum_replace(ctx, sum, 0, diff, 0))
-		return -DROP_REWRITE;
-	if (ports && bpf_l4_csum_replace(ctx, sum, cur_port, port, 2))
-		return -DROP_REWRITE;
-	return NEXT;
+	return sum_update(ctx, sum, 0, sum_fold((__u64)(p->v6 ? diff : 0) + (ports ? port_diff(cur_port, port) : 0)), 0);
 }
 
 /* The quoted packet: the stack has no room for two. */
@@ -107,7 +103,7 @@ struct {
 } icmp_quoted SEC(".maps");
 
 /* An ICMP error travels against the packet it quotes: both get the names its receiver knows. */
-RARELY int icmp_translate(struct __sk_buff *ctx, struct pkt *p)
+RARELY int icmp_translate(ctx_t *ctx, struct pkt *p)
 {
 	__u32 zero = 0;
 	struct pkt *in = bpf_map_lookup_elem(&icmp_quoted, &zero);
@@ -181,11 +177,7 @@ ALWAYS void swap_macs(struct ethhdr *eth)
 
 ALWAYS __u16 csum_fold(__u64 sum)
 {
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
+	return ~sum_fold(sum);
 }
 
 /* Sum of 16-bit words, len a multiple of 4 that the compiler knows. */
@@ -201,7 +193,7 @@ ALWAYS __u64 csum_words(const void *data, __u32 len)
 }
 
 /* Turn a SYN (or what else came) into its reset: RFC 9293, 3.5.2. */
-RARELY int refuse_tcp(struct __sk_buff *ctx, struct pkt *p)
+RARELY int refuse_tcp(ctx_t *ctx, struct pkt *p)
 {
 	__u32 l3_len, len;
 	__be32 seq, ack;
@@ -281,7 +273,7 @@ RARELY int refuse_tcp(struct __sk_buff *ctx, struct pkt *p)
 }
 
 /* RFC 792 type 3 code 3 / RFC 4443 type 1 code 4, quoting the header and 8 bytes. */
-RARELY int refuse_unreachable(struct __sk_buff *ctx, struct pkt *p)
+RARELY int refuse_unreachable(ctx_t *ctx, struct pkt *p)
 {
 	__u32 l3_len, quoted;
 	__u8 icmp[8] = {};
@@ -356,7 +348,7 @@ ALWAYS int is_icmp_error(const struct pkt *p)
 }
 
 /* Nobody answers here: say so at once instead of letting the client time out. */
-ALWAYS int refuse(struct __sk_buff *ctx, struct pkt *p, int verdict)
+ALWAYS int refuse(ctx_t *ctx, struct pkt *p, int verdict)
 {
 	if (verdict != -DROP_NO_BACKEND && verdict != -DROP_NO_PORT)
 		return verdict;

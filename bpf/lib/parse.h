@@ -3,7 +3,7 @@
 #ifndef MOORING_PARSE_H
 #define MOORING_PARSE_H
 
-#include "pkt.h"
+#include "ctx.h"
 
 #define MAX_EXTENSION_HEADERS 6
 /* linux/icmp.h pulls in the C library's socket headers, which have no BPF flavour. */
@@ -27,20 +27,11 @@
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
-/* Written out, because clang 19 else keeps the field's address, which the verifier takes for a changed context. */
-#define ctx_ptr(ctx, field) ({						\
-	void *ptr;							\
-	asm volatile("%0 = *(u32 *)(%1 + %2)"				\
-		     : "=r"(ptr)					\
-		     : "r"(ctx), "i"(offsetof(struct __sk_buff, field)));	\
-	ptr;								\
-})
-
 /*
  * A pointer to len bytes at off, or NULL when the packet is shorter. Only headers
  * that sit outside the linear part pay for a helper.
  */
-ALWAYS void *pkt_linear(struct __sk_buff *ctx, __u32 off, __u32 len)
+ALWAYS void *pkt_linear(ctx_t *ctx, __u32 off, __u32 len)
 {
 	void *end = ctx_ptr(ctx, data_end);
 	void *at = ctx_ptr(ctx, data) + off;
@@ -50,7 +41,7 @@ ALWAYS void *pkt_linear(struct __sk_buff *ctx, __u32 off, __u32 len)
 	return at + len <= end ? at : NULL;
 }
 
-ALWAYS void *pkt_at(struct __sk_buff *ctx, __u32 off, __u32 len)
+ALWAYS void *pkt_at(ctx_t *ctx, __u32 off, __u32 len)
 {
 	void *at;
 
@@ -61,7 +52,7 @@ ALWAYS void *pkt_at(struct __sk_buff *ctx, __u32 off, __u32 len)
 	at = pkt_linear(ctx, off, len);
 	if (at)
 		return at;
-	if (bpf_skb_pull_data(ctx, off + len))
+	if (ctx_pull(ctx, off + len))
 		return NULL;
 	return pkt_linear(ctx, off, len);
 }
@@ -105,7 +96,7 @@ ALWAYS int icmp_is_echo(__u8 proto, __u8 type)
 	return type == ICMP_ECHO || type == ICMP_ECHOREPLY;
 }
 
-ALWAYS int parse_l4(struct __sk_buff *ctx, struct pkt *p, __u32 l4_len)
+ALWAYS int parse_l4(ctx_t *ctx, struct pkt *p, __u32 l4_len)
 {
 	__u8 *h;
 
@@ -162,7 +153,7 @@ ALWAYS int parse_l4(struct __sk_buff *ctx, struct pkt *p, __u32 l4_len)
 	return NEXT;
 }
 
-ALWAYS int parse_ipv4(struct __sk_buff *ctx, struct pkt *p)
+ALWAYS int parse_ipv4(ctx_t *ctx, struct pkt *p)
 {
 	struct iphdr *ip = pkt_at(ctx, p->l3, sizeof(*ip));
 	__u32 ihl, total;
@@ -193,7 +184,7 @@ ALWAYS int parse_ipv4(struct __sk_buff *ctx, struct pkt *p)
 	return ret ?: parse_fragment(p, id);
 }
 
-ALWAYS int parse_ipv6(struct __sk_buff *ctx, struct pkt *p)
+ALWAYS int parse_ipv6(ctx_t *ctx, struct pkt *p)
 {
 	struct ipv6hdr *ip = pkt_at(ctx, p->l3, sizeof(*ip));
 	__u32 off = p->l3 + sizeof(*ip), payload;
@@ -264,12 +255,12 @@ ALWAYS int parse_link_local(struct pkt *p)
 	return NEXT;
 }
 
-ALWAYS int pkt_parse(struct __sk_buff *ctx, struct pkt *p)
+ALWAYS int pkt_parse(ctx_t *ctx, struct pkt *p)
 {
 	struct ethhdr *eth;
 	int ret;
 
-	p->len = ctx->len;
+	p->len = ctx_len(ctx);
 	p->l3 = ETH_HLEN;
 	if (ctx->vlan_present)
 		return -DROP_VLAN_TAG;

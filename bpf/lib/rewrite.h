@@ -23,14 +23,22 @@ ALWAYS __wsum addr_diff(const struct addr *old, const struct addr *new, int v6)
 	return sum;
 }
 
+ALWAYS __wsum port_diff(__be16 old, __be16 new)
+{
+	return (__u32)(__u16)~old + new;
+}
+
+ALWAYS __u16 sum_fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
 ALWAYS __sum16 csum_add_diff(__sum16 check, __wsum diff)
 {
-	__u64 sum = (__u64)(__u16)~check + diff;
-
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
+	return ~sum_fold((__u64)(__u16)~check + diff);
 }
 
 /* Offset of the layer 4 checksum, or 0 where the packet carries none that covers its addresses. */
@@ -50,11 +58,40 @@ ALWAYS __u32 l4_checksum(const struct pkt *p)
 }
 
 /*
- * Give the packet another source or destination. The IP header is written
- * directly; the layer 4 checksum goes through the helper, which alone knows
- * whether the sum is still to be completed by the sender's offload.
+ * Keep the layer 4 checksum at off right after a change: pseudo is what changed
+ * in the addresses that it covers, inside what changed in what follows it. A UDP
+ * sum of 0 means that there is none (RFC 768).
  */
-ALWAYS int rewrite(struct __sk_buff *ctx, struct pkt *p, enum rewrite_end end,
+ALWAYS int sum_update(ctx_t *ctx, __u32 off, __wsum pseudo, __wsum inside, int udp)
+{
+	enum ctx_sum kind = ctx_sum(ctx);
+	__sum16 *check;
+
+	if (kind == SUM_HELPER) {
+		__u64 flags = udp ? BPF_F_MARK_MANGLED_0 : 0;
+
+		if (pseudo && ctx_sum_replace(ctx, off, 0, pseudo, BPF_F_PSEUDO_HDR | flags))
+			return -DROP_REWRITE;
+		if (inside && ctx_sum_replace(ctx, off, 0, inside, flags))
+			return -DROP_REWRITE;
+		return NEXT;
+	}
+	check = pkt_at(ctx, off, sizeof(*check));
+	if (!check)
+		return -DROP_REWRITE;
+	if (udp && !*check)
+		return NEXT;
+	if (kind == SUM_PARTIAL)
+		*check = sum_fold((__u64)*check + pseudo);
+	else
+		*check = csum_add_diff(*check, sum_fold((__u64)pseudo + inside));
+	if (udp && !*check)
+		*check = 0xffff;
+	return NEXT;
+}
+
+/* Give the packet another source or destination. */
+ALWAYS int rewrite(ctx_t *ctx, struct pkt *p, enum rewrite_end end,
 		   const struct addr *addr, __be16 port)
 {
 	struct addr *cur = end == SOURCE ? &p->src : &p->dst;
@@ -62,7 +99,6 @@ ALWAYS int rewrite(struct __sk_buff *ctx, struct pkt *p, enum rewrite_end end,
 	int ports = !(p->flags & PKT_LATER_FRAGMENT) &&
 		    (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) && *cur_port != port;
 	__u32 sum = l4_checksum(p);
-	__u64 zero = p->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 	__wsum diff = addr_diff(cur, addr, p->v6);
 
 	if (p->v6) {
@@ -89,12 +125,8 @@ ALWAYS int rewrite(struct __sk_buff *ctx, struct pkt *p, enum rewrite_end end,
 			return -DROP_REWRITE;
 		h[end == SOURCE ? 0 : 1] = port;
 	}
-	if (sum) {
-		if (bpf_l4_csum_replace(ctx, sum, 0, diff, BPF_F_PSEUDO_HDR | zero))
-			return -DROP_REWRITE;
-		if (ports && bpf_l4_csum_replace(ctx, sum, *cur_port, port, 2 | zero))
-			return -DROP_REWRITE;
-	}
+	if (sum && sum_update(ctx, sum, diff, ports ? port_diff(*cur_port, port) : 0, p->proto == IPPROTO_UDP))
+		return -DROP_REWRITE;
 	*cur = *addr;
 	if (ports)
 		*cur_port = port;
@@ -102,14 +134,14 @@ ALWAYS int rewrite(struct __sk_buff *ctx, struct pkt *p, enum rewrite_end end,
 }
 
 /* The same, where it is rare. */
-RARELY int rewrite_source(struct __sk_buff *ctx, struct pkt *p, struct addr *addr, __be16 port)
+RARELY int rewrite_source(ctx_t *ctx, struct pkt *p, struct addr *addr, __be16 port)
 {
 	if (!p || !addr)
 		return -DROP_REWRITE;
 	return rewrite(ctx, p, SOURCE, addr, port);
 }
 
-RARELY int rewrite_destination(struct __sk_buff *ctx, struct pkt *p, struct addr *addr, __be16 port)
+RARELY int rewrite_destination(ctx_t *ctx, struct pkt *p, struct addr *addr, __be16 port)
 {
 	if (!p || !addr)
 		return -DROP_REWRITE;

@@ -72,7 +72,7 @@ ALWAYS void svc_remember_affinity(const struct svc *s, const struct pkt *p, cons
 }
 
 /* Make the destination the backend; a pod that is its own backend sees another client address. */
-ALWAYS int svc_rewrite(struct __sk_buff *ctx, struct pkt *p, const struct addr *addr, __be16 port)
+ALWAYS int svc_rewrite(ctx_t *ctx, struct pkt *p, const struct addr *addr, __be16 port)
 {
 	int hairpin = addr_eq(addr, &p->src);
 	int ret;
@@ -184,7 +184,7 @@ ALWAYS int svc_continue(struct pkt *p)
 }
 
 /* A packet to a frontend goes to the backend that its flow has, or gets one. */
-ALWAYS int svc_translate(struct __sk_buff *ctx, struct pkt *p)
+ALWAYS int svc_translate(ctx_t *ctx, struct pkt *p)
 {
 	struct backend *b;
 	struct addr addr;
