@@ -254,3 +254,24 @@ func path(keys map[string]json.RawMessage, key, prefix string, value *string, ch
 func invalid(key, problem string) error {
 	return types.NewError(types.ErrInvalidNetworkConfig, "network configuration: "+key+": "+problem, "")
 }
+
+// PodArgs are the keys of CNI_ARGS that are known: which pod it is, and what it
+// is to have.
+type PodArgs struct {
+	types.CommonArgs
+	IP                         types.UnmarshallableString
+	MAC                        types.UnmarshallableString
+	K8S_POD_NAMESPACE          types.UnmarshallableString //nolint:revive // the runtimes' names
+	K8S_POD_NAME               types.UnmarshallableString //nolint:revive
+	K8S_POD_UID                types.UnmarshallableString //nolint:revive
+	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString //nolint:revive
+}
+
+// ParsePodArgs reads CNI_ARGS. Its errors are *types.Error of code 4.
+func ParsePodArgs(args string) (PodArgs, error) {
+	var pod PodArgs
+	if err := types.LoadArgs(args, &pod); err != nil {
+		return pod, types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: "+err.Error(), "")
+	}
+	return pod, nil
+}
