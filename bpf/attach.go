@@ -45,6 +45,17 @@ func AttachEndpoint(bpffs, ifname string, ifindex int) error {
 	return nil
 }
 
+// Loaded says whether there are programs to attach to endpoints.
+func Loaded(bpffs string) error {
+	pins := PinsAt(bpffs)
+	for _, h := range endpointHooks {
+		if _, err := os.Stat(pins.program(h.name)); err != nil {
+			return fmt.Errorf("no datapath is loaded below %s (start mooringd): %w", bpffs, err)
+		}
+	}
+	return nil
+}
+
 func attach(pin string, prog *ebpf.Program, h hook, ifindex int) error {
 	if old, err := link.LoadPinnedLink(pin, nil); err == nil {
 		defer old.Close()
