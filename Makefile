@@ -1,39 +1,110 @@
 # SPDX-License-Identifier: Apache-2.0
-#
-#   make test     everything, as CI runs it
-#   make unit     seconds, without root or clang
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build unit test test-root test-kernels lint generate clean
+.DELETE_ON_ERROR:
 
 GO      ?= go
 BIN     := bin
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-GOFLAGS_BUILD := -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+# Static, so that the plugins run on any host's file system.
+BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=$(VERSION)"
+SUDO    := $(if $(filter-out 0,$(shell id -u)),sudo,)
+TAGS    := root,kernels
+export PATH := $(PATH):/usr/sbin:/sbin
 
+.PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+##@ use
+
+.PHONY: demo
+demo: build ## a throw-away node with pods and a service, shown step by step (root)
+	@CGO_ENABLED=0 $(GO) build -buildvcs=false -o .cache/demo/ ./test/demo github.com/containernetworking/cni/cnitool
+	@$(SUDO) .cache/demo/demo --bin $(BIN) --cnitool .cache/demo/cnitool --manifests conf/examples
+
+# What the daemon gets: RUN="--config FILE", or other flags.
+RUN ?= --manifests conf/examples --pod-cidrs 10.244.0.0/24,fd00:10:244::/64
+.PHONY: run
+run: build ## the daemon on this machine itself, on conf/examples: RUN="--config FILE" for others (root)
+	$(SUDO) $(BIN)/mooringd $(RUN)
+
+.PHONY: build
+build: ## all programs, static, into bin/
+	@mkdir -p $(BIN)
+	$(BUILD) -o $(BIN)/ ./plugins/... ./daemon/mooringd ./daemon/mooring
+
+PREFIX       ?= /usr/local
+CNI_BIN_DIR  ?= /opt/cni/bin
+CNI_CONF_DIR ?= /etc/cni/net.d
+CONF_DIR     ?= /etc/mooring
+UNIT_DIR     ?= /etc/systemd/system
+INSTALL = conf/install.sh
+.PHONY: install uninstall
+install: build ## programs, plugins and the CNI configuration onto this machine (DESTDIR, PREFIX, CNI_BIN_DIR, CNI_CONF_DIR)
+	$(SUDO) $(INSTALL) install $(BIN) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(CNI_BIN_DIR) $(DESTDIR)$(CNI_CONF_DIR) $(DESTDIR)$(CONF_DIR) $(DESTDIR)$(UNIT_DIR)
+
+uninstall: ## take them away again; configuration and state of the daemon stay
+	$(SUDO) $(INSTALL) uninstall $(BIN) $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(CNI_BIN_DIR) $(DESTDIR)$(CNI_CONF_DIR) $(DESTDIR)$(CONF_DIR) $(DESTDIR)$(UNIT_DIR)
+
+##@ test
+
+.PHONY: test
+test: deps lint generate-check unit test-root test-kernels test-kubernetes ## everything, as CI runs it (root; installs what it needs with apt)
+
+.PHONY: unit
 unit: ## pure tests: seconds, no root, no clang
 	$(GO) vet ./...
 	$(GO) test ./...
 
+# The levels up to scenarios. What needs a cluster, or other kernels, has a target of its own.
+ROOT_PACKAGES = $(shell $(GO) list -tags root ./... | grep -vE '/test/(kernels|kubernetes|containerd)$$')
+.PHONY: test-root
+test-root: need-root ## program, namespace and scenario levels on this kernel (root)
+	$(GO) test -tags root -count=1 -timeout 20m $(ROOT_PACKAGES)
+
+.PHONY: test-kernels
 test-kernels: ## the root tests inside other kernels: KERNELS="6.1 newest" for some
-	$(GO) test -tags root,kernels -count=1 -timeout 20m -v ./test/kernels
+	$(GO) test -tags $(TAGS) -count=1 -timeout 20m -v ./test/kernels
 
-test-root: ## program, namespace and scenario levels on this kernel (root)
-	$(GO) test -tags root -count=1 -timeout 20m ./...
+KUBERNETES_PACKAGES = $(shell $(GO) list -tags root ./... | grep -E '/test/(kubernetes|containerd)$$')
+.PHONY: test-kubernetes
+test-kubernetes: need-root ## containerd, kubelet and a control plane, all built from their modules (root)
+	@test -z "$(KUBERNETES_PACKAGES)" || $(GO) test -tags root -count=1 -timeout 40m -v $(KUBERNETES_PACKAGES)
 
-lint: ## gofmt and go vet over every build tag
+.PHONY: lint
+lint: ## gofmt, go vet and staticcheck over every build tag
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
-	$(GO) vet -tags root,kernels ./...
+	$(GO) vet -tags $(TAGS) ./...
 
-test: lint unit test-root test-kernels ## everything, as CI runs it
+.PHONY: deps
+deps: ## Debian packages that the tests need
+	@.ci/deps
 
-clean: ## what was built
-	rm -rf $(BIN)
+.PHONY: need-root
+need-root:
+	@test "$$(id -u)" = 0 || { echo "these tests make network namespaces: run them as root (sudo make $(MAKECMDGOALS))" >&2; exit 1; }
 
-CLANG_PACKAGES := clang-19 llvm-19 libbpf-dev
-generate: ## BPF objects and their Go side (needs Debian's clang-19)
-	@command -v clang-19 >/dev/null && test -e /usr/include/bpf/bpf_helpers.h || apt-get install -y -qq $(CLANG_PACKAGES)
+.PHONY: bench
+bench: build ## speed, as ratios within one run: ROWS="tc cni", ROUNDS=25; writes bench.json (root)
+	@CGO_ENABLED=0 $(GO) build -buildvcs=false -o .cache/bench/ ./test/bench
+	@$(SUDO) .cache/bench/bench --output bench.json $(if $(ROWS),--rows "$(ROWS)") $(if $(ROUNDS),--rounds $(ROUNDS))
+
+##@ develop
+
+CLANG_PACKAGES := clang-19=clang-19 llvm-strip-19=llvm-19 /usr/include/bpf/bpf_helpers.h=libbpf-dev
+GENERATED = bpf/*_bpfel.go bpf/*_bpfel.o bpf/*_string.go bpf/testdata/abi.golden
+.PHONY: generate
+generate: ## BPF objects, their Go side and the golden layout (needs Debian's clang-19)
+	@.ci/deps $(CLANG_PACKAGES)
 	$(GO) generate ./bpf
+	$(GO) test -vet=off ./bpf -count=1 -run '^TestSharedLayoutIsTheGoldenOne$$' -update
+
+.PHONY: generate-check
+generate-check: ## what is committed is what the sources make
+	@before=$$(sha256sum $(GENERATED)) && $(MAKE) -s generate && diff <(echo "$$before") <(sha256sum $(GENERATED)) || \
+		{ echo "generated files differ from their sources (> now): commit what make generate writes" >&2; exit 1; }
+
+.PHONY: clean
+clean: ## what was built
+	rm -rf $(BIN) .cache/demo .cache/bench bench.json
