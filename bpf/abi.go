@@ -79,6 +79,7 @@ const (
 const (
 	DropReasons = int(abiDropReasonDROP_REASONS)
 	Directions  = int(abiDirectionDIRECTIONS)
+	CTStats     = int(abiCtStatCT_STATS)
 )
 
 // Kinds of event (enum event_kind).

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/mooring-cni/mooring/bpf"
+	"github.com/mooring-cni/mooring/daemon/model"
+)
+
+// endpoints writes mooring_endpoints: an entry per address of a pod.
+type endpoints struct {
+	bpf    *bpf.Datapath
+	bpffs  string
+	reaper *reaper
+	mu     sync.Mutex
+}
+
+// refresh gives the endpoints that are attached today's programs. An interface
+// that is gone loses its pins.
+func (e *endpoints) refresh() error {
+	names, err := bpf.EndpointLinks(e.bpffs)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		dev, err := net.InterfaceByName(name)
+		if err != nil {
+			if err := bpf.DetachEndpoint(e.bpffs, name); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := bpf.AttachEndpoint(e.bpffs, name, dev.Index); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// AddEndpoint makes a pod's addresses known. Doing it again is fine.
+func (e *endpoints) AddEndpoint(ep model.Endpoint) error {
+	value := bpf.Endpoint{Ifindex: uint32(ep.Ifindex), Id: uint16(ep.ID)}
+	for _, mac := range []struct {
+		text string
+		to   *[6]uint8
+	}{{ep.MAC, &value.Mac}, {ep.HostMAC, &value.HostMac}} {
+		parsed, err := net.ParseMAC(mac.text)
+		if err != nil || len(parsed) != 6 {
+			return fmt.Errorf("endpoint %s: MAC %q is not an Ethernet address", ep.Interface, mac.text)
+		}
+		copy(mac.to[:], parsed)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, ip := range ep.IPs {
+		key := bpf.ToAddr(ip)
+		if err := e.bpf.Endpoints.Put(&key, &value); err != nil {
+			if errors.Is(err, ebpf.ErrKeyNotExist) || isFull(err) {
+				return fmt.Errorf("add %s to mooring_endpoints: the map is full (%d addresses)", ip, e.bpf.Endpoints.MaxEntries())
+			}
+			return fmt.Errorf("add %s to mooring_endpoints: %w", ip, err)
+		}
+	}
+	return nil
+}
+
+// RemoveEndpoint forgets a pod's addresses, as far as they are still this
+// endpoint's, and ends its connections' entries.
+func (e *endpoints) RemoveEndpoint(ep model.Endpoint) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, ip := range ep.IPs {
+		key := bpf.ToAddr(ip)
+		var have bpf.Endpoint
+		err := e.bpf.Endpoints.Lookup(&key, &have)
+		if errors.Is(err, ebpf.ErrKeyNotExist) || err == nil && have.Id != uint16(ep.ID) {
+			continue
+		}
+		if err == nil {
+			err = e.bpf.Endpoints.Delete(&key)
+		}
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("remove %s from mooring_endpoints: %w", ip, err)
+		}
+	}
+	e.reaper.purgeEndpoints()
+	return bpf.DetachEndpoint(e.bpffs, ep.Interface)
+}
+
+// Endpoints lists the ids that the map knows, to drop those that an earlier
+// run left behind.
+func (e *endpoints) Addresses() (map[uint32][]string, error) {
+	ids := make(map[uint32][]string)
+	var key bpf.Addr
+	var value bpf.Endpoint
+	entries := e.bpf.Endpoints.Iterate()
+	for entries.Next(&key, &value) {
+		ids[uint32(value.Id)] = append(ids[uint32(value.Id)], key.IP().String())
+	}
+	if err := entries.Err(); err != nil {
+		return nil, fmt.Errorf("read mooring_endpoints: %w", err)
+	}
+	return ids, nil
+}

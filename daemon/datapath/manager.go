@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package datapath is the kernel's side of the daemon: it turns the desired
+// state into map entries, and the maps' entries into what people read. It is
+// the only writer of the maps that bpf/lib/maps.h gives it.
+package datapath
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/mooring-cni/mooring/bpf"
+	"github.com/mooring-cni/mooring/conf"
+	"github.com/mooring-cni/mooring/daemon/api"
+)
+
+// Options say how the datapath is loaded.
+type Options struct {
+	BPFFS      string
+	MaxEntries uint32 // of the conntrack map
+	Timeouts   conf.Timeouts
+	Log        *slog.Logger
+}
+
+// Manager owns the loaded datapath.
+type Manager struct {
+	*services
+	*endpoints
+	*reaper
+	*events
+
+	bpf *bpf.Datapath
+	log *slog.Logger
+}
+
+// New loads the datapath, or adopts the one that an earlier run left pinned:
+// its connections, services and endpoints go on as they are.
+func New(opts Options) (*Manager, error) {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	d, err := bpf.Load(bpf.Options{BPFFS: opts.BPFFS, MaxEntries: opts.MaxEntries})
+	if err != nil {
+		return nil, err
+	}
+	m := &Manager{bpf: d, log: opts.Log}
+	m.reaper = newReaper(d, opts.Timeouts, opts.Log)
+	m.endpoints = &endpoints{bpf: d, bpffs: opts.BPFFS, reaper: m.reaper}
+	m.events = &events{bpf: d, log: opts.Log}
+	m.services, err = adoptServices(d, m.reaper)
+	if err == nil {
+		err = m.endpoints.refresh()
+	}
+	if err == nil {
+		err = m.events.reset()
+	}
+	if err != nil {
+		d.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// Run reaps until ctx is done.
+func (m *Manager) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { m.events.run(ctx) })
+	return m.reaper.run(ctx)
+}
+
+// Close leaves everything in the kernel.
+func (m *Manager) Close() error {
+	return errors.Join(m.events.reset(), m.bpf.Close())
+}
+
+// Hook says how socket ends are noticed.
+func (m *Manager) Hook() api.HookStatus {
+	return api.HookStatus{Mode: "off", Reason: "entries end by timers"}
+}
+
+// XDP is the mode of each uplink.
+func (m *Manager) XDP() []api.XDPStatus { return nil }
+
+// Drops counts dropped packets since the maps were made.
+func (m *Manager) Drops() (map[api.Drop]api.DropCount, error) {
+	drops := make(map[api.Drop]api.DropCount)
+	for reason := 1; reason < bpf.DropReasons; reason++ {
+		for direction := range bpf.Directions {
+			var perCPU []bpf.Counter
+			key := uint32(reason*bpf.Directions + direction)
+			if err := m.bpf.Counters.Lookup(&key, &perCPU); err != nil {
+				return nil, fmt.Errorf("read packet counters: %w", err)
+			}
+			var sum api.DropCount
+			for _, c := range perCPU {
+				sum.Packets += c.Packets
+				sum.Bytes += c.Bytes
+			}
+			if sum.Packets > 0 {
+				drops[api.Drop{
+					Reason:    bpf.Label(bpf.DropReason(reason)),
+					Direction: bpf.DirectionLabel(bpf.Direction(direction)),
+				}] = sum
+			}
+		}
+	}
+	return drops, nil
+}
+
+// Cleanup removes the datapath's pins, and with them what is attached by them.
+func Cleanup(bpffs string) error { return bpf.Remove(bpffs) }
