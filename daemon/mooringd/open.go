@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"log/slog"
+	"math/bits"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/mooring-cni/mooring/conf"
+	"github.com/mooring-cni/mooring/daemon/datapath"
+	"github.com/mooring-cni/mooring/daemon/node"
+)
+
+// openDatapath loads the datapath that the configuration wants, or adopts what
+// an earlier run left.
+func openDatapath(config conf.Config, _ []node.Uplink, log *slog.Logger) (kernelSide, error) {
+	size := config.Conntrack.MaxEntries
+	if size == 0 {
+		var info unix.Sysinfo_t
+		if err := unix.Sysinfo(&info); err == nil {
+			size = tableSize(uint64(info.Totalram) * uint64(info.Unit))
+		}
+	}
+	return datapath.New(datapath.Options{
+		BPFFS: config.BPFFS, MaxEntries: size, Timeouts: config.Conntrack.Timeouts, Log: log,
+	})
+}
+
+// tableSize is how many connections a machine with this much memory gets room
+// for: about 0.4 % of it, as the kernel takes it at once and for good. A power
+// of two, so that a machine whose memory is counted a little differently after a
+// reboot has the same.
+func tableSize(memory uint64) uint32 {
+	const (
+		perEntry = 256 // key, value and the hash table's own
+		least    = 1 << 16
+		most     = 1 << 22
+	)
+	entries := memory / 256 / perEntry
+	return uint32(min(max(uint64(1)<<bits.Len64(entries)>>1, least), most))
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/mooring-cni/mooring/conf"
+	"github.com/mooring-cni/mooring/daemon/api"
+	"github.com/mooring-cni/mooring/daemon/endpoint"
+	"github.com/mooring-cni/mooring/daemon/model"
+	"github.com/mooring-cni/mooring/daemon/node"
+	"github.com/mooring-cni/mooring/daemon/service"
+	"github.com/mooring-cni/mooring/daemon/source"
+)
+
+// run is the daemon: every part is built in order, runs, and stops in reverse.
+// What is in the kernel stays there.
+//
+//	source ──────> services ──────> datapath ──> kernel: programs and maps
+//	(manifests)        ^ │             ^
+//	                   │ └──> node     │         kernel: routes, chains, sysctls
+//	CNI plugin ──> endpoints ──────────┘
+//	client, Prometheus <── daemon (status, lists, metrics) of all of them
+func run(ctx context.Context, config conf.Config, log *slog.Logger, open opener) (err error) {
+	if err := unsupported(config); err != nil {
+		return err
+	}
+	log.Info("mooringd starts", "version", version, "node", config.NodeName, "podCIDRs", config.PodCIDRs, "socket", config.Socket)
+
+	// The socket first: a second daemon is refused before it touches anything.
+	listener, err := api.Listen(config.Socket)
+	if err != nil {
+		return err
+	}
+	defer listener.Close()
+
+	machine := node.New(node.Options{
+		Name: config.NodeName, PodCIDRs: config.PodCIDRs, Devices: config.Devices, Masquerade: config.Masquerade, Log: log,
+	})
+	uplinks := machine.Uplinks()
+	kernel, err := open(config, uplinks, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, kernel.Close()) }()
+
+	links, err := endpoint.NewKernel()
+	if err != nil {
+		return err
+	}
+	defer links.Close()
+	services := newServices(service.NewTable(nodeContext(config, uplinks)), kernel, machine.SetNodes, log)
+	endpoints, err := endpoint.Open(config.StateDir, kernel, links, log, services.endpointsChanged)
+	if err != nil {
+		return err
+	}
+	services.follow(endpoints)
+
+	daemon := &daemon{
+		config: config, machine: machine, kernel: kernel, endpoints: endpoints, services: services,
+		mtu: node.MTU(uplinks), addresses: node.Addresses(uplinks),
+	}
+	if err := conf.WriteNode(config.Socket, conf.Node(daemon.Node())); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, daemon.leaveNodeFile()) }()
+
+	parts := newParts(log)
+	parts.start("datapath", kernel.Run)
+	parts.start("node", machine.Run)
+	parts.start("endpoints", endpoints.Watch)
+	parts.start("services", services.run)
+	parts.start("source", func(ctx context.Context) error {
+		return source.NewDirectory(config.Manifests).Run(ctx, services.apply)
+	})
+	parts.start("metrics", daemon.serveMetrics)
+	parts.start("uplinks", daemon.followUplinks)
+	parts.start("API", func(ctx context.Context) error { return api.Serve(ctx, listener, daemon, log) })
+	if err := notify("READY=1"); err != nil {
+		log.Warn("tell systemd", "error", err)
+	}
+	log.Info("mooringd serves", "hook", kernel.Hook().Mode, "endpoints", endpoints.Len())
+
+	err = parts.wait(ctx)
+	notify("STOPPING=1")
+	parts.stop()
+	if err == nil {
+		log.Info("mooringd stops; the datapath goes on")
+	}
+	return err
+}
+
+// unsupported refuses what can be configured and not be done: silence would be
+// taken for consent.
+func unsupported(config conf.Config) error {
+	for _, key := range []struct {
+		key, value, not, instead string
+	}{
+		{"routing.mode", config.Routing.Mode, "vxlan", "native, which needs a network that carries the pods' addresses"},
+		{"nodePort.mode", config.NodePort.Mode, "dsr", "snat"},
+		{"loadBalancing.algorithm", config.LoadBalancing.Algorithm, "maglev", "random"},
+		{"policy", config.Policy, "always", "default or never; no network policy is enforced"},
+		{"xdp", config.XDP, "native", "auto or off"},
+		{"xdp", config.XDP, "generic", "auto or off"},
+	} {
+		if key.value == key.not {
+			return fmt.Errorf("%s: %s is not implemented in mooringd %s: use %s", key.key, key.not, version, key.instead)
+		}
+	}
+	if !config.Standalone() {
+		return fmt.Errorf("manifests: not set, and mooringd %s has no other source of services: the Kubernetes API is not implemented; name a directory of manifests", version)
+	}
+	return nil
+}
+
+func nodeContext(config conf.Config, uplinks []node.Uplink) service.NodeContext {
+	return service.NodeContext{
+		Name: config.NodeName, Addresses: node.Addresses(uplinks), PodCIDRs: config.PodCIDRs,
+		NodePortFirst: config.NodePort.Range.First, NodePortLast: config.NodePort.Range.Last,
+		Standalone: config.Standalone(),
+	}
+}
+
+// opener loads or adopts the datapath.
+type opener func(conf.Config, []node.Uplink, *slog.Logger) (kernelSide, error)
+
+// kernelSide is what the daemon wants of the datapath.
+type kernelSide interface {
+	Run(context.Context) error
+	Close() error // leaves everything in the kernel
+	ApplyFrontends(changed map[model.Name][]model.Frontend) error
+	Synced() error // everything was applied: what an earlier run left may go
+	AddEndpoint(model.Endpoint) error
+	RemoveEndpoint(model.Endpoint) error
+	Connections(yield func(api.Connection) bool) error
+	Stats() (api.ConntrackStats, error)
+	Flush() (uint64, error)
+	Drops() (map[api.Drop]api.DropCount, error)
+	Events(context.Context) (<-chan api.Event, error)
+	Hook() api.HookStatus
+	XDP() []api.XDPStatus
+}
+
+// parts run beside each other until one fails or all are stopped.
+type parts struct {
+	log    *slog.Logger
+	list   []part
+	failed chan error
+}
+
+type part struct {
+	name   string
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+func newParts(log *slog.Logger) *parts { return &parts{log: log, failed: make(chan error, 16)} }
+
+// start runs a part. That it returns before it is told to is a failure.
+func (p *parts) start(name string, run func(context.Context) error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	one := part{name: name, cancel: cancel, done: make(chan struct{})}
+	p.list = append(p.list, one)
+	go func() {
+		defer close(one.done)
+		err := run(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err == nil {
+			err = errors.New("it ended by itself")
+		}
+		select {
+		case p.failed <- fmt.Errorf("%s: %w", name, err):
+		default:
+		}
+	}()
+}
+
+// wait returns nil when ctx is done and the error of a part that fails.
+func (p *parts) wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-p.failed:
+		return err
+	}
+}
+
+// stop ends the parts, the last one first. One that does not end is named and
+// left: SIGTERM must not hang.
+func (p *parts) stop() {
+	for i := len(p.list) - 1; i >= 0; i-- {
+		p.list[i].cancel()
+		select {
+		case <-p.list[i].done:
+		case <-time.After(5 * time.Second):
+			p.log.Error("part does not stop", "part", p.list[i].name)
+		}
+	}
+}
