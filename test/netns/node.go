@@ -93,7 +93,7 @@ func (o *Outside) node(t T) *Node {
 			netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", i)),
 			netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%x::/64", i)),
 		},
-		Dir: directoryFor(t, "node-"+letter),
+		Dir: Directory(t, "node-"+letter),
 	}
 	n.Socket = filepath.Join(n.Dir, "mooring.sock")
 	n.StateDir = filepath.Join(n.Dir, "state")
