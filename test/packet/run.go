@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package packet
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/mooring-cni/mooring/bpf"
+)
+
+// Verdicts of the programs: linux/pkt_cls.h.
+const (
+	Pass     = 0
+	Drop     = 2
+	Redirect = 7
+)
+
+// Result is what became of a packet.
+type Result struct {
+	Packet // as it came out
+
+	Verdict int
+	Raw     []byte
+	To      *Pod   // where a redirected packet goes
+	Reason  string // why it was dropped or refused, as metrics say it
+}
+
+// context is the part of struct __sk_buff that a run is given: up to ifindex.
+type context struct {
+	_              [9]uint32
+	IngressIfindex uint32
+	Ifindex        uint32
+}
+
+// checksumComplete makes the kernel sum the frame as a network card does, and
+// complain when the program left that sum wrong (6.17: BPF_F_TEST_SKB_CHECKSUM_COMPLETE).
+const checksumComplete = 1 << 2
+
+// RunRaw runs a frame, whatever it is, through a program on a pod's interface.
+func (n *Node) RunRaw(prog *ebpf.Program, p *Pod, frame []byte, flags uint32) (verdict int, out []byte, err error) {
+	out = make([]byte, len(frame)+256)
+	options := &ebpf.RunOptions{Data: frame, DataOut: out, Context: context{Ifindex: uint32(p.Ifindex)}, Flags: flags}
+	var result uint32
+	err = n.Do(func() error {
+		result, err = prog.Run(options)
+		return err
+	})
+	return int(int32(result)), options.DataOut, err
+}
+
+// From runs a packet that the pod sends. Its MACs are the pod's unless given.
+func (n *Node) From(t testing.TB, p *Pod, packet Packet) Result {
+	t.Helper()
+	if packet.From == (MAC{}) {
+		packet.From = p.MAC
+	}
+	if packet.To == (MAC{}) {
+		packet.To = p.HostMAC
+	}
+	return n.run(t, n.FromContainer, p, packet.Bytes())
+}
+
+// FromRaw is From for a frame.
+func (n *Node) FromRaw(t testing.TB, p *Pod, frame []byte) Result {
+	t.Helper()
+	return n.run(t, n.FromContainer, p, frame)
+}
+
+// To runs a packet that the node's stack sends to the pod.
+func (n *Node) To(t testing.TB, p *Pod, packet Packet) Result {
+	t.Helper()
+	packet.From, packet.To = p.HostMAC, p.MAC
+	return n.run(t, n.ToContainer, p, packet.Bytes())
+}
+
+// ToRaw is To for a frame.
+func (n *Node) ToRaw(t testing.TB, p *Pod, frame []byte) Result {
+	t.Helper()
+	return n.run(t, n.ToContainer, p, frame)
+}
+
+// run reads the packet that came out, and the reason from what was counted. A
+// packet that came in right has to go out right.
+func (n *Node) run(t testing.TB, prog *ebpf.Program, p *Pod, frame []byte) Result {
+	t.Helper()
+	before := n.counted(t)
+	verdict, out, err := n.RunRaw(prog, p, frame, 0)
+	if err != nil {
+		t.Fatalf("run %s: %v", prog, err)
+	}
+	r := Result{Verdict: verdict, Raw: out}
+	for reason, packets := range n.counted(t) {
+		if bpf.DropReason(reason) != 0 && packets != before[reason] {
+			r.Reason = bpf.Label(bpf.DropReason(reason))
+		}
+	}
+	_, wrong := Read(frame)
+	r.Packet, err = Read(out)
+	if err != nil && wrong == nil && verdict != Drop {
+		t.Errorf("%s let out a packet that is wrong: %v\n in: % x\nout: % x", prog, err, frame, out)
+	}
+	if verdict == Redirect {
+		for _, to := range n.pods {
+			if r.Packet.To == to.MAC {
+				r.To = to
+			}
+		}
+		if r.To == nil {
+			t.Errorf("%s sent a packet to MAC %x, which no pod has", prog, r.Packet.To)
+		}
+	}
+	return r
+}
+
+// counted are the packets by reason, over all processors and hooks.
+func (n *Node) counted(t testing.TB) []uint64 {
+	t.Helper()
+	count := bpf.DropReasons * bpf.Directions
+	cpus := ebpf.MustPossibleCPU()
+	keys, values := make([]uint32, count), make([]bpf.Counter, count*cpus)
+	var cursor ebpf.MapBatchCursor
+	got, err := n.Counters.BatchLookup(&cursor, keys, values, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		t.Fatalf("read the counters: %v", err)
+	}
+	packets := make([]uint64, bpf.DropReasons)
+	for i, key := range keys[:got] {
+		for _, v := range values[i*cpus : (i+1)*cpus] {
+			packets[int(key)/bpf.Directions] += v.Packets
+		}
+	}
+	return packets
+}
+
+// String says what became of the packet.
+func (r Result) String() string {
+	s := map[int]string{Pass: "pass", Drop: "drop", Redirect: "redirect"}[r.Verdict]
+	if r.To != nil {
+		s += " to " + r.To.Host
+	}
+	if r.Reason != "" {
+		s += " (" + r.Reason + ")"
+	}
+	return fmt.Sprintf("%s: %s -> %s protocol %d flags %#x type %d/%d", s, r.Src, r.Dst, r.Proto, r.Flags, r.Type, r.Code)
+}
+
+// Entries are all conntrack entries, of every table.
+func (n *Node) Entries(t testing.TB) map[bpf.CTKey]bpf.CTEntry {
+	t.Helper()
+	entries := map[bpf.CTKey]bpf.CTEntry{}
+	for _, table := range n.tables {
+		var k bpf.CTKey
+		var e bpf.CTEntry
+		all := table.Iterate()
+		for all.Next(&k, &e) {
+			entries[k] = e
+		}
+		if err := all.Err(); err != nil {
+			t.Fatalf("read %s: %v", table, err)
+		}
+	}
+	return entries
+}
+
+// ServiceKey is the key of a flow through a frontend.
+func ServiceKey(proto uint8, client, frontend netip.AddrPort) bpf.CTKey {
+	return bpf.CTKey{
+		Addr: [2]bpf.Addr{bpf.ToAddr(client.Addr()), bpf.ToAddr(frontend.Addr())},
+		Port: [2]uint16{bpf.Port(client.Port()), bpf.Port(frontend.Port())},
+		Type: bpf.CTService, Proto: proto,
+	}
+}
+
+// Entry is the entry of a flow through a frontend.
+func (n *Node) ServiceEntry(t testing.TB, proto uint8, client, frontend netip.AddrPort) (bpf.CTEntry, bool) {
+	t.Helper()
+	e, ok := n.Entries(t)[ServiceKey(proto, client, frontend)]
+	return e, ok
+}
+
+// FlowEntry is the entry of a flow as it is on the wire, by its two ends in either order.
+func (n *Node) FlowEntry(t testing.TB, proto uint8, a, b netip.AddrPort) (bpf.CTEntry, bool) {
+	t.Helper()
+	for k, e := range n.Entries(t) {
+		if k.Type != bpf.CTFlow || k.Proto != proto {
+			continue
+		}
+		ends := [2]netip.AddrPort{
+			netip.AddrPortFrom(k.Addr[0].IP(), bpf.Port(k.Port[0])),
+			netip.AddrPortFrom(k.Addr[1].IP(), bpf.Port(k.Port[1])),
+		}
+		if ends == [2]netip.AddrPort{a, b} || ends == [2]netip.AddrPort{b, a} {
+			return e, true
+		}
+	}
+	return bpf.CTEntry{}, false
+}
+
+// SetEntries changes entries in place: to let time pass, above all.
+func (n *Node) SetEntries(t testing.TB, change func(bpf.CTKey, *bpf.CTEntry)) {
+	t.Helper()
+	for _, table := range n.tables {
+		var k bpf.CTKey
+		var e bpf.CTEntry
+		changed := map[bpf.CTKey]bpf.CTEntry{}
+		all := table.Iterate()
+		for all.Next(&k, &e) {
+			was := e
+			change(k, &e)
+			if e != was {
+				changed[k] = e
+			}
+		}
+		if err := all.Err(); err != nil {
+			t.Fatalf("read %s: %v", table, err)
+		}
+		for k, e := range changed {
+			put(t, table, k, e)
+		}
+	}
+}
+
+// Flush forgets all flows.
+func (n *Node) Flush(t testing.TB) {
+	t.Helper()
+	for _, table := range n.tables {
+		var keys []bpf.CTKey
+		var k bpf.CTKey
+		var e bpf.CTEntry
+		all := table.Iterate()
+		for all.Next(&k, &e) {
+			keys = append(keys, k)
+		}
+		for _, k := range keys {
+			table.Delete(k)
+		}
+	}
+}
+
+// Same says whether two frames are the same bytes.
+func Same(a, b []byte) bool { return bytes.Equal(a, b) }
