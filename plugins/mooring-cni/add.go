@@ -111,7 +111,7 @@ func (a *attachment) attachPrograms() error {
 func (a *attachment) detachPrograms() error { return bpf.DetachEndpoint(a.bpffs, a.host.name) }
 
 func (a *attachment) tellDaemon() error {
-	ctx, cancel := context.WithTimeout(context.Background(), tellLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), daemonLimit)
 	defer cancel()
 	_, err := a.daemon.AddEndpoint(ctx, model.Endpoint{
 		ContainerID: a.containerID, PodIfname: a.ifname, Network: a.conf.Name, Pod: a.pod, PodUID: a.podUID, IPs: a.ips,
@@ -121,7 +121,7 @@ func (a *attachment) tellDaemon() error {
 }
 
 func (a *attachment) untellDaemon() error {
-	ctx, cancel := context.WithTimeout(context.Background(), tellLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), daemonLimit)
 	defer cancel()
 	return a.daemon.DeleteEndpoint(ctx, a.containerID, a.ifname)
 }

@@ -22,12 +22,10 @@ import (
 	"github.com/mooring-cni/mooring/ipam"
 )
 
-// How long the daemon may take. A daemon that hangs is as good as one that is
-// not there, and the runtime is to know within a second.
-const (
-	askLimit  = 800 * time.Millisecond
-	tellLimit = 5 * time.Second
-)
+// daemonLimit is how long the daemon may take for one answer: long enough for a
+// node where a hundred pods start at once. One that is not there is known to be
+// so at once.
+const daemonLimit = 10 * time.Second
 
 // addressLimit is how long other processes may hold the addresses' lock.
 const addressLimit = 10 * time.Second
@@ -140,7 +138,7 @@ func (a *attachment) requestMAC(mac string) error {
 // ask asks the daemon what pods are to be like. A daemon that is not there or
 // not ready is an error with which the runtime tries again later.
 func (a *attachment) ask() (err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), askLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), daemonLimit)
 	defer cancel()
 	if a.node, err = a.daemon.Node(ctx); err != nil {
 		return err

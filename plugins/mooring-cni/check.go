@@ -50,6 +50,7 @@ func cmdCheck(args *skel.CmdArgs) error {
 		a.checkHost,
 		a.checkPod,
 		a.checkDaemon,
+		a.checkPrograms,
 	} {
 		if err := check(); err != nil {
 			return err
@@ -136,9 +137,6 @@ func (a *attachment) checkHost() error {
 	if err := checkLink(link, a.host.mac); err != nil {
 		return err
 	}
-	if err := bpf.CheckEndpoint(a.bpffs, a.host.name, a.host.index); err != nil {
-		return difference("%v", err)
-	}
 	for _, ip := range a.ips {
 		if err := checkRoute(a.hostside, toPod(a.host.index, ip), a.host.name); err != nil {
 			return err
@@ -185,7 +183,7 @@ func (a *attachment) checkPod() error {
 
 // checkDaemon asks the daemon whether it forwards for the pod.
 func (a *attachment) checkDaemon() error {
-	ctx, cancel := context.WithTimeout(context.Background(), tellLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), daemonLimit)
 	defer cancel()
 	known, err := a.daemon.Attachments(ctx)
 	if err != nil {
@@ -201,6 +199,13 @@ func (a *attachment) checkDaemon() error {
 		return nil
 	}
 	return difference("mooringd does not know container %s, interface %s", a.containerID, a.ifname)
+}
+
+func (a *attachment) checkPrograms() error {
+	if err := bpf.CheckEndpoint(a.bpffs, a.host.name, a.host.index); err != nil {
+		return difference("%v", err)
+	}
+	return nil
 }
 
 func checkLink(link netlink.Link, mac net.HardwareAddr) error {

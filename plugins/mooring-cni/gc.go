@@ -66,7 +66,7 @@ func (a *attachment) attachments() (map[types.GCAttachment]bool, error) {
 			found[types.GCAttachment{ContainerID: containerID, IfName: ifname}] = true
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), tellLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), daemonLimit)
 	defer cancel()
 	endpoints, err := a.daemon.Attachments(ctx)
 	if err != nil && !api.IsNotRunning(err) {

@@ -32,7 +32,7 @@ func cmdStatus(args *skel.CmdArgs) error {
 	if asked != nil {
 		return failed(types.ErrPluginNotAvailable, "%v", asked)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), tellLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), daemonLimit)
 	defer cancel()
 	if err := a.addresses.Status(ctx); err != nil {
 		return failed(types.ErrPluginNotAvailable, "%v", err)
