@@ -6,6 +6,7 @@
 #ifndef MOORING_ICMP_H
 #define MOORING_ICMP_H
 
+#include "config.h"
 #include "conntrack.h"
 #include "rewrite.h"
 
@@ -102,6 +103,34 @@ struct {
 	__type(value, struct pkt);
 } icmp_quoted SEC(".maps");
 
+/*
+ * About a reply as the client received it, from the frontend. A pod that is its
+ * own backend knows the client by its alias.
+ */
+ALWAYS int icmp_translate_svc(ctx_t *ctx, struct pkt *p, struct pkt *in, const struct ct_entry *e)
+{
+	struct addr nat = e->nat, frontend = in->src, client = in->dst, alias;
+	__be16 nat_port = e->nat_port;
+	int ret = icmp_rewrite_quoted(ctx, p, in, SOURCE, &nat, nat_port);
+
+	if (ret || !addr_eq(&p->dst, &frontend))
+		return ret;
+	ret = rewrite_destination(ctx, p, &nat, 0);
+	if (ret || !addr_eq(&nat, &client))
+		return ret;
+	alias = p->v6 ? *(struct addr *)&hairpin_v6 : *(struct addr *)&hairpin_v4;
+	ret = icmp_rewrite_quoted(ctx, p, in, DESTINATION, &alias, in->dport);
+	return ret ?: rewrite_source(ctx, p, &alias, 0);
+}
+
+/* No packet leaves for a service's address: nobody has it. */
+ALWAYS int icmp_related(const struct pkt *p)
+{
+	struct svc_key key = { .addr = p->dst };
+
+	return bpf_map_lookup_elem(&mooring_services, &key) ? -DROP_ICMP_UNRELATED : NEXT;
+}
+
 /* An ICMP error travels against the packet it quotes: both get the names its receiver knows. */
 RARELY int icmp_translate(ctx_t *ctx, struct pkt *p)
 {
@@ -129,7 +158,7 @@ RARELY int icmp_translate(ctx_t *ctx, struct pkt *p)
 		origin = e->origin;
 		origin_port = e->origin_port;
 		if (in->flags & PKT_REPLY)	/* about a reply: the receiver is the responder, who knows its own name */
-			return NEXT;
+			return icmp_related(p);
 		quoted_dst = in->dst;
 		if (!addr_zero(&nat)) {
 			ret = icmp_rewrite_quoted(ctx, p, in, DESTINATION, &nat, nat_port);
@@ -143,10 +172,9 @@ RARELY int icmp_translate(ctx_t *ctx, struct pkt *p)
 			if (!ret)
 				ret = rewrite_destination(ctx, p, &origin, 0);
 		}
-		return ret;
+		return ret ?: icmp_related(p);
 	}
 
-	/* About a reply as the client received it: from the frontend. */
 	key.addr[0] = in->dst;
 	key.addr[1] = in->src;
 	key.port[0] = in->dport;
@@ -155,15 +183,8 @@ RARELY int icmp_translate(ctx_t *ctx, struct pkt *p)
 	key.type = CT_SVC;
 	key.pad = 0;
 	e = bpf_map_lookup_elem(&mooring_ct, &key);
-	if (!e)
-		return NEXT;
-	nat = e->nat;
-	nat_port = e->nat_port;
-	quoted_dst = in->src;
-	ret = icmp_rewrite_quoted(ctx, p, in, SOURCE, &nat, nat_port);
-	if (!ret && addr_eq(&p->dst, &quoted_dst))
-		ret = rewrite_destination(ctx, p, &nat, 0);
-	return ret;
+	ret = e ? icmp_translate_svc(ctx, p, in, e) : NEXT;
+	return ret ?: icmp_related(p);
 }
 
 ALWAYS void swap_macs(struct ethhdr *eth)
@@ -192,6 +213,18 @@ ALWAYS __u64 csum_words(const void *data, __u32 len)
 	return sum;
 }
 
+/* Bytes behind the IP header, extension headers counted. */
+ALWAYS __u32 l3_payload(ctx_t *ctx, const struct pkt *p)
+{
+	void *l3 = pkt_at(ctx, p->l3, sizeof(struct iphdr));
+
+	if (!l3)
+		return 0;
+	if (p->v6)
+		return bpf_ntohs(((struct ipv6hdr *)l3)->payload_len) ?: p->len - p->l3 - sizeof(struct ipv6hdr);
+	return bpf_ntohs(((struct iphdr *)l3)->tot_len) - ((struct iphdr *)l3)->ihl * 4u;
+}
+
 /* Turn a SYN (or what else came) into its reset: RFC 9293, 3.5.2. */
 RARELY int refuse_tcp(ctx_t *ctx, struct pkt *p)
 {
@@ -214,14 +247,16 @@ RARELY int refuse_tcp(ctx_t *ctx, struct pkt *p)
 		return SWALLOWED;
 	l3_len = p->v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
 	len = p->l3 + l3_len + sizeof(rst);
-	if ((p->tcp_flags & TCP_RST) || p->l4 != p->l3 + l3_len)
+	if ((p->tcp_flags & TCP_RST) || p->l4 != p->l3 + l3_len || (p->flags & PKT_LATER_FRAGMENT))
 		return SWALLOWED;
+	/* What the header says: a short frame is padded. */
+	payload = l3_payload(ctx, p);
 	tcp = pkt_at(ctx, p->l3 + l3_len, sizeof(*tcp));
 	if (!tcp)
 		return SWALLOWED;
 	seq = tcp->seq;
 	ack = tcp->ack_seq;
-	payload = p->len - p->l4 - tcp->doff * 4u;
+	payload -= tcp->doff * 4u;
 	rst.source = p->dport;
 	rst.dest = p->sport;
 	rst.doff = sizeof(rst) / 4 << 4;
