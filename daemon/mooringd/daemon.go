@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"sync"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/mooring-cni/mooring/daemon/endpoint"
 	"github.com/mooring-cni/mooring/daemon/model"
 	"github.com/mooring-cni/mooring/daemon/node"
+	"github.com/mooring-cni/mooring/daemon/source"
 )
 
 // daemon answers the API's clients from the parts.
@@ -26,18 +28,68 @@ type daemon struct {
 	kernel    kernelSide
 	endpoints *endpoint.Registry
 	services  *services
-	mtu       int          // as the node file had it at the start
-	addresses []netip.Addr // as the services' table had them
+	cluster   *source.Kubernetes // nil: standalone
+	addresses []netip.Addr       // as the services' table had them
+	// remembered says that an earlier run's state is in the datapath and its
+	// pod ranges are known, so that pods can be added before the API answers.
+	remembered bool
 
-	mutex   sync.Mutex
-	metrics string // why metrics are not served
+	mutex    sync.Mutex
+	metrics  string // why metrics are not served
+	nodeFile conf.Node
+	noRange  string // why the Node object gives no pod ranges
 }
 
 func (d *daemon) Node() api.Node {
-	return api.Node{
+	n := api.Node{
 		Name: d.config.NodeName, MTU: node.MTU(d.machine.Uplinks()), BPFFS: d.config.BPFFS, StateDir: d.config.StateDir,
-		PodCIDRs: d.config.PodCIDRs, Ready: true,
+		PodCIDRs: d.machine.PodCIDRs(),
 	}
+	n.Ready, n.Reason = d.ready(n.PodCIDRs)
+	return n
+}
+
+// ready tells whether pods can be added, and why not: they need addresses, and
+// services, unless an earlier run's are there.
+func (d *daemon) ready(podCIDRs []netip.Prefix) (bool, string) {
+	d.mutex.Lock()
+	noRange := d.noRange
+	d.mutex.Unlock()
+	switch {
+	case len(podCIDRs) == 0 && noRange != "":
+		return false, noRange
+	case len(podCIDRs) == 0:
+		return false, fmt.Sprintf("the pod ranges are not known: the Kubernetes API has not told of Node %s", d.config.NodeName)
+	case d.cluster != nil && !d.remembered && !d.services.known():
+		return false, "the services are not all in the datapath yet"
+	}
+	return true, ""
+}
+
+// nodesChanged tells all nodes of the cluster, when they are known and as they
+// change. This node's object has its pod ranges, where no key has.
+func (d *daemon) nodesChanged(nodes []model.Node) {
+	if len(d.config.PodCIDRs) == 0 {
+		noRange := fmt.Sprintf("there is no Node %s in the cluster: is nodeName the name that kubelet registers?", d.config.NodeName)
+		for i := range nodes {
+			if nodes[i].Name != d.config.NodeName {
+				continue
+			}
+			switch err := conf.CheckPodCIDRs(nodes[i].PodCIDRs); {
+			case len(nodes[i].PodCIDRs) == 0:
+				noRange = fmt.Sprintf("Node %s has no podCIDRs: run kube-controller-manager with --allocate-node-cidrs, or set podCIDRs", d.config.NodeName)
+			case err != nil:
+				noRange = fmt.Sprintf("the podCIDRs of Node %s cannot be used: %v", d.config.NodeName, err)
+			default:
+				noRange = ""
+				d.machine.SetPodCIDRs(nodes[i].PodCIDRs)
+			}
+		}
+		d.mutex.Lock()
+		d.noRange = noRange
+		d.mutex.Unlock()
+	}
+	d.machine.SetNodes(nodes)
 }
 
 func (d *daemon) Status() (api.Status, error) {
@@ -71,6 +123,9 @@ func (d *daemon) problems() (serious, minor []string) {
 	d.mutex.Lock()
 	if d.metrics != "" {
 		minor = append([]string{d.metrics}, minor...)
+	}
+	if d.noRange != "" {
+		serious = append(serious, d.noRange)
 	}
 	d.mutex.Unlock()
 	return serious, minor
@@ -149,12 +204,13 @@ func (d *daemon) Events(ctx context.Context) (<-chan api.Event, error) {
 	return named, nil
 }
 
-// followUplinks passes on what depends on the uplinks, which may come late and
-// change: the pods' MTU in the node file, and the addresses of NodePorts.
-func (d *daemon) followUplinks(ctx context.Context) error {
+// followNode passes on what changes by itself and late: the uplinks, on which
+// the pods' MTU and the addresses of NodePorts depend, and whether pods can be
+// added.
+func (d *daemon) followNode(ctx context.Context) error {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
-	mtu, addresses := d.mtu, d.addresses
+	addresses := d.addresses
 	for {
 		select {
 		case <-ctx.Done():
@@ -166,13 +222,20 @@ func (d *daemon) followUplinks(ctx context.Context) error {
 			d.services.moved(nodeContext(d.config, uplinks))
 			addresses = now
 		}
-		if now := node.MTU(uplinks); now != mtu {
-			if err := conf.WriteNode(d.config.Socket, conf.Node(d.Node())); err != nil {
-				return err
-			}
-			mtu = now
+		if err := d.writeNodeFile(); err != nil {
+			return err
 		}
 	}
+}
+
+// writeNodeFile leaves the node file as it should be now, if it differs.
+func (d *daemon) writeNodeFile() error {
+	now := conf.Node(d.Node())
+	if reflect.DeepEqual(now, d.nodeFile) {
+		return nil
+	}
+	d.nodeFile = now
+	return conf.WriteNode(d.config.Socket, now)
 }
 
 // leaveNodeFile says in the node file that nobody serves, for DEL needs the

@@ -505,7 +505,6 @@ func TestWhatIsNotImplementedIsRefused(t *testing.T) {
 		"loadBalancing.algorithm": func(c *conf.Config) { c.LoadBalancing.Algorithm = "maglev" },
 		"policy":                  func(c *conf.Config) { c.Policy = "always" },
 		"xdp":                     func(c *conf.Config) { c.XDP = "native" },
-		"manifests":               func(c *conf.Config) { c.Manifests = "" },
 	} {
 		config := conf.Default()
 		config.Manifests = "/m"

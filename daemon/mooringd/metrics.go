@@ -107,6 +107,12 @@ var (
 	sweepCPU       = describe("conntrack_sweep_cpu_seconds_total", "CPU time used by sweeps.")
 	dropped        = describe("dropped_packets_total", "Packets dropped.", "reason", "direction")
 	droppedBytes   = describe("dropped_bytes_total", "Bytes of dropped packets.", "reason", "direction")
+	apiConnected   = describe("api_connected", "1 while the Kubernetes API answers about the resource.", "resource")
+	apiSynced      = describe("api_synced", "1 when everything of the resource is known.", "resource")
+	apiObjects     = describe("api_objects", "Objects of the Kubernetes API that are known.", "resource")
+	apiEvents      = describe("api_events_total", "Objects that the Kubernetes API told of.", "resource")
+	apiErrors      = describe("api_errors_total", "Questions that the Kubernetes API did not answer.", "resource")
+	apiReceived    = describe("api_received_bytes_total", "Bytes that the Kubernetes API sent.")
 	datapathErrors = describe("datapath_unreadable", "1 while the datapath's counters cannot be read.")
 )
 
@@ -133,6 +139,17 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 	services, backends := d.services.counts()
 	gauge(serviceCount, float64(services))
 	gauge(backendCount, float64(backends))
+
+	if d.cluster != nil {
+		for _, w := range d.cluster.Watches() {
+			gauge(apiConnected, number(w.Connected), w.Resource)
+			gauge(apiSynced, number(w.Synced), w.Resource)
+			gauge(apiObjects, float64(w.Objects), w.Resource)
+			counter(apiEvents, float64(w.Events), w.Resource)
+			counter(apiErrors, float64(w.Errors), w.Resource)
+		}
+		counter(apiReceived, float64(d.cluster.Received()))
+	}
 
 	stats, err := d.kernel.Stats()
 	drops, dropsErr := d.kernel.Drops()

@@ -22,12 +22,16 @@ import (
 // What is in the kernel stays there.
 //
 //	source ──────> services ──────> datapath ──> kernel: programs and maps
-//	(manifests)        ^ │             ^
+//	(manifests, API)   ^ │             ^
 //	                   │ └──> node     │         kernel: routes, chains, sysctls
 //	CNI plugin ──> endpoints ──────────┘
 //	client, Prometheus <── daemon (status, lists, metrics) of all of them
 func run(ctx context.Context, config conf.Config, log *slog.Logger, open opener) (err error) {
 	if err := unsupported(config); err != nil {
+		return err
+	}
+	objects, cluster, err := openSource(config, log)
+	if err != nil {
 		return err
 	}
 	log.Info("mooringd starts", "version", version, "node", config.NodeName, "podCIDRs", config.PodCIDRs, "socket", config.Socket)
@@ -39,8 +43,14 @@ func run(ctx context.Context, config conf.Config, log *slog.Logger, open opener)
 	}
 	defer listener.Close()
 
+	podCIDRs := config.PodCIDRs
+	if len(podCIDRs) == 0 { // as an earlier run had them, until the Node object is known
+		if last, err := conf.ReadNode(config.Socket); err == nil && last.Name == config.NodeName {
+			podCIDRs = last.PodCIDRs
+		}
+	}
 	machine := node.New(node.Options{
-		Name: config.NodeName, PodCIDRs: config.PodCIDRs, Devices: config.Devices, Masquerade: config.Masquerade, Log: log,
+		Name: config.NodeName, PodCIDRs: podCIDRs, Devices: config.Devices, Masquerade: config.Masquerade, Log: log,
 	})
 	uplinks := machine.Uplinks()
 	kernel, err := open(config, uplinks, log)
@@ -54,18 +64,17 @@ func run(ctx context.Context, config conf.Config, log *slog.Logger, open opener)
 		return err
 	}
 	defer links.Close()
-	services := newServices(service.NewTable(nodeContext(config, uplinks)), kernel, machine.SetNodes, log)
+	daemon := &daemon{config: config, cluster: cluster, machine: machine, kernel: kernel, remembered: len(podCIDRs) > 0, addresses: node.Addresses(uplinks)}
+	services := newServices(service.NewTable(nodeContext(config, uplinks)), kernel, daemon.nodesChanged, log)
+	services.cluster = cluster
 	endpoints, err := endpoint.Open(config.StateDir, kernel, links, log, services.endpointsChanged)
 	if err != nil {
 		return err
 	}
 	services.follow(endpoints)
 
-	daemon := &daemon{
-		config: config, machine: machine, kernel: kernel, endpoints: endpoints, services: services,
-		mtu: node.MTU(uplinks), addresses: node.Addresses(uplinks),
-	}
-	if err := conf.WriteNode(config.Socket, conf.Node(daemon.Node())); err != nil {
+	daemon.endpoints, daemon.services = endpoints, services
+	if err := daemon.writeNodeFile(); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, daemon.leaveNodeFile()) }()
@@ -75,11 +84,9 @@ func run(ctx context.Context, config conf.Config, log *slog.Logger, open opener)
 	parts.start("node", machine.Run)
 	parts.start("endpoints", endpoints.Watch)
 	parts.start("services", services.run)
-	parts.start("source", func(ctx context.Context) error {
-		return source.NewDirectory(config.Manifests).Run(ctx, services.apply)
-	})
+	parts.start("source", func(ctx context.Context) error { return objects.Run(ctx, services.apply) })
 	parts.start("metrics", daemon.serveMetrics)
-	parts.start("uplinks", daemon.followUplinks)
+	parts.start("uplinks", daemon.followNode)
 	parts.start("API", func(ctx context.Context) error { return api.Serve(ctx, listener, daemon, log) })
 	if err := notify("READY=1"); err != nil {
 		log.Warn("tell systemd", "error", err)
@@ -112,10 +119,24 @@ func unsupported(config conf.Config) error {
 			return fmt.Errorf("%s: %s is not implemented in mooringd %s: use %s", key.key, key.not, version, key.instead)
 		}
 	}
-	if !config.Standalone() {
-		return fmt.Errorf("manifests: not set, and mooringd %s has no other source of services: the Kubernetes API is not implemented; name a directory of manifests", version)
-	}
 	return nil
+}
+
+// objects is where services, nodes and policies come from.
+type objects interface {
+	Run(context.Context, source.Sink) error
+}
+
+// openSource makes the source that the configuration names; cluster is nil where
+// it is not an API server.
+func openSource(config conf.Config, log *slog.Logger) (objects, *source.Kubernetes, error) {
+	if config.Standalone() {
+		return source.NewDirectory(config.Manifests), nil, nil
+	}
+	cluster, err := source.NewKubernetes(source.KubernetesOptions{
+		Kubeconfig: config.Kubeconfig, NodeName: config.NodeName, Policies: config.Policy != "never", Version: version, Log: log,
+	})
+	return cluster, cluster, err
 }
 
 func nodeContext(config conf.Config, uplinks []node.Uplink) service.NodeContext {

@@ -19,6 +19,7 @@ import (
 	"github.com/mooring-cni/mooring/daemon/endpoint"
 	"github.com/mooring-cni/mooring/daemon/model"
 	"github.com/mooring-cni/mooring/daemon/service"
+	"github.com/mooring-cni/mooring/daemon/source"
 )
 
 // retryInterval is how long what the datapath refused waits for the next try.
@@ -29,6 +30,7 @@ const retryInterval = time.Second
 type services struct {
 	kernel   kernelSide
 	setNodes func([]model.Node)
+	cluster  *source.Kubernetes // nil: standalone
 	log      *slog.Logger
 	wake     chan struct{}
 
@@ -156,6 +158,9 @@ func (s *services) applyEndpoints() {
 // whose slices are still to come would lose the backends that it had before
 // this daemon started.
 func (s *services) push(update service.Update) {
+	if s.cluster != nil {
+		s.cluster.Announce(s.table.Problems())
+	}
 	maps.Copy(s.owed, update.Frontends)
 	if !s.synced {
 		return
@@ -285,7 +290,11 @@ func (s *services) report() (serious, minor []string) {
 	if s.refusal != nil {
 		serious = append(serious, fmt.Sprintf("services are not up to date in the datapath: %v", s.refusal))
 	} else if !s.synced {
-		serious = append(serious, "services are not known yet: the manifests have not been read")
+		why := "the manifests have not been read"
+		if s.cluster != nil {
+			why = "the Kubernetes API has not told all of them"
+		}
+		serious = append(serious, "services are not known yet: "+why)
 	}
 	if n := len(s.policies); n > 0 {
 		serious = append(serious, fmt.Sprintf("%d network policies are not enforced: mooringd %s does not implement them", n, version))

@@ -42,6 +42,7 @@ type Manager struct {
 	tables  map[iptables.Protocol]*tables
 
 	mutex    sync.Mutex
+	podCIDRs []netip.Prefix // this node's; none: not known yet
 	nodes    []model.Node
 	complete bool // nodes are all that there are
 	uplinks  []Uplink
@@ -51,7 +52,7 @@ type Manager struct {
 // New brings the machine into the state that needs no knowledge of other
 // nodes. What cannot be done is in Problems and tried again by Run.
 func New(options Options) *Manager {
-	m := &Manager{options: options, wake: make(chan struct{}, 1), tables: map[iptables.Protocol]*tables{}}
+	m := &Manager{options: options, podCIDRs: options.PodCIDRs, wake: make(chan struct{}, 1), tables: map[iptables.Protocol]*tables{}}
 	m.reconcile()
 	return m
 }
@@ -62,6 +63,21 @@ func (m *Manager) SetNodes(nodes []model.Node) {
 	m.nodes, m.complete = nodes, true
 	m.mutex.Unlock()
 	m.poke()
+}
+
+// SetPodCIDRs tells the ranges of this node's pods, which may be known late.
+func (m *Manager) SetPodCIDRs(podCIDRs []netip.Prefix) {
+	m.mutex.Lock()
+	m.podCIDRs = podCIDRs
+	m.mutex.Unlock()
+	m.poke()
+}
+
+// PodCIDRs are the ranges of this node's pods; none: not known yet.
+func (m *Manager) PodCIDRs() []netip.Prefix {
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	return slices.Clone(m.podCIDRs)
 }
 
 func (m *Manager) poke() {
@@ -159,17 +175,17 @@ func (m *Manager) isUplink(name string) bool {
 // reconcile looks at everything once and mends what differs.
 func (m *Manager) reconcile() {
 	m.mutex.Lock()
-	nodes, complete, before := m.nodes, m.complete, m.problems
+	podCIDRs, nodes, complete, before := m.podCIDRs, m.nodes, m.complete, m.problems
 	m.mutex.Unlock()
 
-	v4, v6 := m.family(true), m.family(false)
+	v4, v6 := ofFamily(podCIDRs, true), ofFamily(podCIDRs, false)
 	uplinks, problems, err := Uplinks(m.options.Devices)
 	if err != nil {
 		problems = append(problems, err.Error())
 	}
 	problems = append(problems, setSysctls(len(v4) > 0, len(v6) > 0, uplinks)...)
 
-	wanted, wrong := routes(m.options.Name, m.options.PodCIDRs, nodes)
+	wanted, wrong := routes(m.options.Name, podCIDRs, nodes)
 	problems = append(problems, wrong...)
 	wrong, err = apply(wanted, complete)
 	problems = append(problems, wrong...)
@@ -182,6 +198,9 @@ func (m *Manager) reconcile() {
 		own      []netip.Prefix
 		name     string
 	}{{iptables.ProtocolIPv4, v4, "IPv4"}, {iptables.ProtocolIPv6, v6, "IPv6"}} {
+		if len(podCIDRs) == 0 {
+			break // an earlier run's chains are right until something else is known
+		}
 		if err := m.masquerade(family.protocol, family.own, nodes); err != nil {
 			problems = append(problems, fmt.Sprintf("masquerade (%s): %v; pods of this node do not reach the world", family.name, err))
 		}
@@ -229,8 +248,8 @@ func (m *Manager) masquerade(protocol iptables.Protocol, own []netip.Prefix, nod
 	return nil
 }
 
-func (m *Manager) family(v4 bool) (own []netip.Prefix) {
-	for _, p := range m.options.PodCIDRs {
+func ofFamily(podCIDRs []netip.Prefix, v4 bool) (own []netip.Prefix) {
+	for _, p := range podCIDRs {
 		if p.Addr().Is4() == v4 {
 			own = append(own, p)
 		}

@@ -295,10 +295,13 @@ func (k *Kubernetes) poked() {
 // without it.
 func (k *Kubernetes) Announce(problems []model.Problem) {
 	k.mutex.Lock()
+	same := slices.Equal(k.listed, problems)
 	k.listed = problems
-	k.touched = true
+	k.touched = k.touched || !same
 	k.mutex.Unlock()
-	k.poke()
+	if !same {
+		k.poke()
+	}
 }
 
 // followPolicies watches all pods as long as there is a network policy: which
