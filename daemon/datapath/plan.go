@@ -87,6 +87,7 @@ type run struct {
 type inherited struct {
 	backends []bpf.Backend // by index
 	claimed  []bool
+	leaving  []tenant // to be freed when nothing inherited leads there any more
 }
 
 // listKey is a list of backends by identity: frontends of a service share them.
@@ -426,6 +427,11 @@ func (p *plan) dropAddress(addr bpf.Addr) {
 
 // evict frees a backend's index. The next tenant has another generation.
 func (p *plan) evict(t tenant, now time.Time) {
+	if p.inherited != nil {
+		// A frontend of an earlier run that nobody asked for yet may lead to it.
+		p.inherited.leaving = append(p.inherited.leaving, t)
+		return
+	}
 	t.state = bpf.BackendFree
 	p.writes.free(t, p.backends.generations[t.index])
 	p.backends.retire(t.index, now)
@@ -433,9 +439,11 @@ func (p *plan) evict(t tenant, now time.Time) {
 
 // settle drops what an earlier run left and nobody asked for.
 func (p *plan) settle(now time.Time) {
-	if p.inherited == nil {
+	left := p.inherited
+	if left == nil {
 		return
 	}
+	p.inherited = nil
 	for key, f := range p.frontends {
 		if f.owner == nil {
 			p.remove(key, f, now)
@@ -446,12 +454,14 @@ func (p *plan) settle(now time.Time) {
 			p.dropAddress(addr)
 		}
 	}
-	for index, b := range p.inherited.backends {
-		if index > 0 && b.State != bpf.BackendFree && !p.inherited.claimed[index] {
+	for index, b := range left.backends {
+		if index > 0 && b.State != bpf.BackendFree && !left.claimed[index] {
 			p.evict(tenant{backendKey{b.Addr, b.Port, b.Proto}, b.State, uint32(index)}, now)
 		}
 	}
-	p.inherited = nil
+	for _, t := range left.leaving {
+		p.evict(t, now)
+	}
 }
 
 func (r *run) slots() bpf.Slots {
