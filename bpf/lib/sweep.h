@@ -59,7 +59,7 @@ ALWAYS __u64 *sweep_deletes(struct sweep *s, const struct ct_key *k, const struc
 	/* A SVC entry hears only one direction: it must not end before its flow. */
 	if (k->type == CT_SVC)
 		timeout += s->svc_timeout;
-	if (s->now - e->seen > timeout)
+	if ((__s64)(s->now - e->seen) > (__s64)timeout)
 		return &s->expired;
 	return NULL;
 }
