@@ -94,18 +94,41 @@ func (e *endpoints) RemoveEndpoint(ep model.Endpoint) error {
 	return bpf.DetachEndpoint(e.bpffs, ep.Interface)
 }
 
-// Endpoints lists the ids that the map knows, to drop those that an earlier
-// run left behind.
-func (e *endpoints) Addresses() (map[uint32][]string, error) {
-	ids := make(map[uint32][]string)
+// Adopt brings the kernel to the endpoints that are there when the daemon
+// starts: each runs today's programs, which may be gone with the BPF filesystem
+// or hang on a qdisc, which has no pins; other endpoints' addresses go.
+func (e *endpoints) Adopt(known []model.Endpoint) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var errs []error
+	ids := make(map[bpf.Addr]uint16)
+	for _, ep := range known {
+		for _, ip := range ep.IPs {
+			ids[bpf.ToAddr(ip)] = uint16(ep.ID)
+		}
+		if err := bpf.AttachEndpoint(e.bpffs, ep.Interface, ep.Ifindex); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	var stale []bpf.Addr
 	var key bpf.Addr
 	var value bpf.Endpoint
 	entries := e.bpf.Endpoints.Iterate()
 	for entries.Next(&key, &value) {
-		ids[uint32(value.Id)] = append(ids[uint32(value.Id)], key.IP().String())
+		if ids[key] != value.Id {
+			stale = append(stale, key)
+		}
 	}
 	if err := entries.Err(); err != nil {
-		return nil, fmt.Errorf("read mooring_endpoints: %w", err)
+		errs = append(errs, fmt.Errorf("read mooring_endpoints: %w", err))
 	}
-	return ids, nil
+	for _, key := range stale {
+		if err := e.bpf.Endpoints.Delete(&key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("remove %s from mooring_endpoints: %w", key.IP(), err))
+		}
+	}
+	if len(stale) > 0 {
+		e.reaper.purgeEndpoints()
+	}
+	return errors.Join(errs...)
 }

@@ -39,6 +39,7 @@ type fakeKernel struct {
 	broken    error // of Stats
 	frontends map[model.Name][]model.Frontend
 	endpoints map[uint32]model.Endpoint
+	adopted   []string
 	synced    int
 	closed    bool
 	rows      []api.Connection
@@ -75,6 +76,14 @@ func (k *fakeKernel) AddEndpoint(e model.Endpoint) error {
 	k.mutex.Lock()
 	defer k.mutex.Unlock()
 	k.endpoints[e.ID] = e
+	return nil
+}
+func (k *fakeKernel) Adopt(known []model.Endpoint) error {
+	k.mutex.Lock()
+	defer k.mutex.Unlock()
+	for _, e := range known {
+		k.adopted = append(k.adopted, e.Interface)
+	}
 	return nil
 }
 func (k *fakeKernel) RemoveEndpoint(e model.Endpoint) error {

@@ -71,6 +71,9 @@ func run(ctx context.Context, config conf.Config, log *slog.Logger, open opener)
 	if err != nil {
 		return err
 	}
+	if err := kernel.Adopt(endpoints.List()); err != nil {
+		log.Error("adopt endpoints", "error", err) // the others are well
+	}
 	services.follow(endpoints)
 
 	daemon.endpoints, daemon.services = endpoints, services
@@ -157,6 +160,7 @@ type kernelSide interface {
 	ApplyFrontends(changed map[model.Name][]model.Frontend) error
 	Synced() error // everything was applied: what an earlier run left may go
 	AddEndpoint(model.Endpoint) error
+	Adopt([]model.Endpoint) error // all that there are at the start
 	RemoveEndpoint(model.Endpoint) error
 	Connections(yield func(api.Connection) bool) error
 	Stats() (api.ConntrackStats, error)

@@ -148,6 +148,7 @@ metadata: {name: web-1, namespace: default, labels: {app: web}}
 	if got := k.endpoints[added.ID]; got.ContainerID != "c7" {
 		t.Errorf("adopted endpoints: %+v", k.endpoints)
 	}
+	equal(t, "interfaces adopted", k.adopted, []string{"lxca"})
 	if again, err := client.AddEndpoint(t.Context(), e); err != nil || again.ID != added.ID {
 		t.Errorf("the same ADD after a restart: %+v, %v", again, err)
 	}
