@@ -73,9 +73,10 @@ test-kubernetes: need-root ## containerd, kubelet and a control plane, all built
 	@test -z "$(KUBERNETES_PACKAGES)" || $(GO) test -tags root -count=1 -timeout 40m -v $(KUBERNETES_PACKAGES)
 
 .PHONY: lint
-lint: ## gofmt, go vet and staticcheck over every build tag
+lint: ## gofmt, go vet and golangci-lint over every build tag
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
 	$(GO) vet -tags $(TAGS) ./...
+	$(GO) tool -modfile=.ci/lint/go.mod golangci-lint run ./...
 
 .PHONY: deps
 deps: ## Debian packages that the tests need

@@ -261,10 +261,10 @@ type PodArgs struct {
 	types.CommonArgs
 	IP                         types.UnmarshallableString
 	MAC                        types.UnmarshallableString
-	K8S_POD_NAMESPACE          types.UnmarshallableString //nolint:revive // the runtimes' names
-	K8S_POD_NAME               types.UnmarshallableString //nolint:revive
-	K8S_POD_UID                types.UnmarshallableString //nolint:revive
-	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString //nolint:revive
+	K8S_POD_NAMESPACE          types.UnmarshallableString // as runtimes write it
+	K8S_POD_NAME               types.UnmarshallableString
+	K8S_POD_UID                types.UnmarshallableString
+	K8S_POD_INFRA_CONTAINER_ID types.UnmarshallableString
 }
 
 // ParsePodArgs reads CNI_ARGS. Its errors are *types.Error of code 4.

@@ -257,7 +257,7 @@ func TestChainsAreThereOnceAndRepaired(t *testing.T) {
 		}
 	}
 	stop()
-	m, stop = start(t, options(t))
+	_, stop = start(t, options(t))
 	if diff := cmp.Diff(want, rulesOf(t)); diff != "" {
 		t.Errorf("after a restart (-want +got):\n%s", diff)
 	}

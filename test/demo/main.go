@@ -21,6 +21,9 @@ import (
 	"github.com/mooring-cni/mooring/test/netns"
 )
 
+// endings are the signals that end the demo early, in order.
+var endings = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT}
+
 func main() {
 	var o options
 	flag.StringVar(&o.bin, "bin", "bin", "directory of mooringd, mooring and the plugins")
@@ -40,7 +43,7 @@ func main() {
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	signal.Notify(signals, endings...)
 	code := 1
 	go func() {
 		for s := range signals {
@@ -56,7 +59,7 @@ func main() {
 	if err == nil && ctx.Err() == nil {
 		return
 	}
-	if ctx.Err() == nil || !interrupted(err) {
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "demo: %v\n", err)
 	}
 	os.Exit(code)
@@ -78,25 +81,26 @@ func tell(s *stage) {
 	s.mooring("endpoint", "list")
 	s.mooring("service", "list")
 
-	s.chapter("A service", "the client asks the ClusterIP in both families; each connection gets a backend")
+	s.chapter("A service", "the client asks the ClusterIP in both families, and keeps the connections open")
+	four, six := s.open(client, "10.96.0.10:80"), s.open(client, "[fd00:10:96::10]:80")
+	s.mooring("ct", "list")
+	s.say("SVC is the choice of a backend. EGRESS is the flow to it: a reply from the backend finds")
+	s.say("it and gets the service's address as its source. INGRESS is the same flow, as the")
+	s.say("backend has it; here it is a pod of this node too.")
+
+	s.chapter("After it", "one connection is closed, one is reset")
+	four.close()
+	six.reset()
+	s.ended(four, six)
+	s.mooring("ct", "list")
+
+	s.chapter("More", "each connection gets a backend of its own")
 	for _, url := range []string{"http://10.96.0.10/", "http://[fd00:10:96::10]/"} {
-		for range 4 {
+		for range 3 {
 			s.get(client, url)
 		}
 	}
-
-	s.chapter("Connections", "the table while one of each family is open")
-	open := []*connection{s.open(client, "10.96.0.10:80"), s.open(client, "[fd00:10:96::10]:80")}
-	s.mooring("ct", "list")
-	s.say("SVC is the choice of a backend, EGRESS the flow to it: a reply from the backend")
-	s.say("finds it and leaves with the service's address as its source.")
-
-	s.chapter("The end", "the client resets both connections: their sockets are gone")
-	for _, c := range open {
-		c.reset()
-	}
-	s.ended(open)
-	s.mooring("ct", "list")
+	s.mooring("ct", "stats")
 
 	if s.hold {
 		s.chapter("Look around", "Ctrl-C takes it down")

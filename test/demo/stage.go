@@ -15,6 +15,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -24,21 +26,6 @@ import (
 
 // network is the CNI network's name: what cnitool is called with.
 const network = "mooring-demo"
-
-var errInterrupted = errors.New("interrupted")
-
-// interrupted says whether nothing went wrong besides the interruption.
-func interrupted(err error) bool {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		for _, e := range joined.Unwrap() {
-			if !errors.Is(e, errInterrupted) {
-				return false
-			}
-		}
-		return true
-	}
-	return err == nil || errors.Is(err, errInterrupted)
-}
 
 // stage is where the story plays.
 type stage struct {
@@ -73,7 +60,7 @@ func newStage(ctx context.Context, cancel context.CancelFunc, t netns.T, o optio
 // step begins something; after Ctrl-C nothing is begun any more.
 func (s *stage) step() {
 	if s.Err() != nil {
-		s.Fatalf("%w", errInterrupted)
+		runtime.Goexit() // nothing has failed; what was begun is undone
 	}
 }
 
@@ -112,11 +99,34 @@ func (s *stage) wait(what string, f func() bool) {
 	}
 }
 
-// own keeps Ctrl-C, which a terminal sends to all of its foreground, away from
-// a program: what has begun ends, and is then undone in order.
-func own(c *netns.Cmd) *netns.Cmd {
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	return c
+// ownGroup keeps Ctrl-C, which a terminal sends to all of its foreground, away
+// from a program: what has begun ends, and is then undone in order.
+var ownGroup = &syscall.SysProcAttr{Setpgid: true}
+
+// run runs a program on the node to its end.
+func (s *stage) run(env []string, name string, args ...string) ([]byte, error) {
+	for {
+		c := s.theNode.Command(name, args...)
+		c.Env, c.SysProcAttr = env, ownGroup
+		out, err := c.Output()
+		if killed(err) && len(out) == 0 {
+			continue // Ctrl-C has met the child before it had its group: it was not the program yet
+		}
+		if err != nil && len(out) > 0 {
+			err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out)))
+		}
+		return out, err
+	}
+}
+
+// killed says whether a program was ended by a signal like Ctrl-C's.
+func killed(err error) bool {
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return false
+	}
+	status, ok := exit.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && slices.Contains(endings, os.Signal(status.Signal()))
 }
 
 // node makes the node and starts the daemon.
@@ -143,15 +153,16 @@ func (s *stage) node() *netns.Node {
 	s.step()
 	s.command("mooringd --config mooringd.yaml &")
 	s.output(text)
-	daemon := own(n.Command(filepath.Join(s.bin, "mooringd"), "--config", config)).Background(s.T)
+	command := n.Command(filepath.Join(s.bin, "mooringd"), "--config", config)
+	command.SysProcAttr = ownGroup
+	daemon := command.Background(s.T)
 	s.Cleanup(func() {
-		stopped := daemon.Stop()
-		if stopped != nil {
-			s.Errorf("stop mooringd: %v\n%s", stopped, daemon.Output())
-			return
+		// It may be killed before it has seen to its signals.
+		if err := daemon.Stop(); err != nil && !killed(err) {
+			s.Errorf("stop mooringd: %v", err)
 		}
-		if out, err := own(n.Command(filepath.Join(s.bin, "mooring"), "--socket", n.Socket, "cleanup", "--state")).CombinedOutput(); err != nil {
-			s.Errorf("mooring cleanup: %v: %s", err, out)
+		if _, err := s.client("cleanup", "--state", "--bpffs", n.BPFFS); err != nil {
+			s.Errorf("mooring cleanup: %v", err)
 		}
 		s.say("the node is gone, %.1f s after the beginning", time.Since(s.started).Seconds())
 	})
@@ -204,14 +215,9 @@ func (s *stage) pod(name string) *netns.NS {
 }
 
 func (s *stage) cni(verb, name string, pod *netns.NS) ([]byte, error) {
-	c := own(s.theNode.Command(s.cnitool, verb, network, pod.Path()))
-	c.Env = append(os.Environ(), "CNI_PATH="+s.bin, "NETCONFPATH="+s.theNode.Dir,
+	env := append(os.Environ(), "CNI_PATH="+s.bin, "NETCONFPATH="+s.theNode.Dir,
 		"CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME="+name)
-	out, err := c.Output()
-	if err != nil && len(out) > 0 {
-		err = fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out)))
-	}
-	return out, err
+	return s.run(env, s.cnitool, verb, network, pod.Path())
 }
 
 // keepClean removes a directory at the end, and those above it, if they are
@@ -251,7 +257,7 @@ func (s *stage) get(client *netns.NS, url string) {
 
 // connection is an HTTP connection that stays open after its first answer.
 type connection struct {
-	net.Conn
+	*net.TCPConn
 	s *stage
 }
 
@@ -264,54 +270,57 @@ func (s *stage) open(client *netns.NS, address string) *connection {
 	s.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(5 * time.Second))
 	_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: web\r\n\r\n")
+	var body []byte
 	if err == nil {
 		var response *http.Response
 		if response, err = http.ReadResponse(bufio.NewReader(conn), nil); err == nil {
+			body, err = io.ReadAll(response.Body)
 			response.Body.Close()
 		}
 	}
 	if err != nil {
 		s.Fatalf("the client's request on %s: %v", address, err)
 	}
-	return &connection{Conn: conn, s: s}
+	s.command("curl http://" + strings.TrimSuffix(address, ":80") + "/")
+	s.output(string(body))
+	return &connection{TCPConn: conn.(*net.TCPConn), s: s}
 }
 
-// reset ends the connection without TIME_WAIT.
+// close is the orderly end: the client's socket goes through TIME_WAIT.
+func (c *connection) close() {
+	c.s.step()
+	c.Close()
+}
+
+// reset ends the connection as an application does that is killed with data unread.
 func (c *connection) reset() {
 	c.s.step()
-	if err := c.Conn.(*net.TCPConn).SetLinger(0); err != nil {
+	if err := c.SetLinger(0); err != nil {
 		c.s.Fatalf("reset the connection: %v", err)
 	}
 	c.Close()
 }
 
-// ended waits until the connections' entries are gone, as far as the hook that
-// this kernel allows makes them go with their sockets.
-func (s *stage) ended(connections []*connection) {
+// ended tells what became of the connections' entries, and waits for what the
+// hook that this kernel allows promises.
+func (s *stage) ended(closed, reset *connection) {
 	var status struct{ Hook struct{ Mode, Reason string } }
 	if err := s.query(&status, "status"); err != nil {
 		s.Fatalf("mooring status: %v", err)
 	}
 	if status.Hook.Mode == "off" {
-		s.say("No hook on this kernel (%s): entries end by timeouts.", status.Hook.Reason)
+		s.say("No hook (%s): entries wait for their timeouts.", status.Hook.Reason)
 		return
 	}
-	s.wait("the entries of the connections go with their sockets", func() bool {
+	s.wait("the entries of the connection that was reset go with its socket", func() bool {
 		var entries []struct{ Source string }
 		if err := s.query(&entries, "ct", "list"); err != nil {
 			s.Fatalf("mooring ct list: %v", err)
 		}
-		for _, e := range entries {
-			for _, c := range connections {
-				if e.Source == c.LocalAddr().String() {
-					return false
-				}
-			}
-		}
-		return true
+		return !slices.ContainsFunc(entries, func(e struct{ Source string }) bool { return e.Source == reset.LocalAddr().String() })
 	})
-	s.say("Their entries went with them. Those of the requests before are in TIME_WAIT, as their")
-	s.say("sockets are, and go with those.")
+	s.say("The socket of %s is gone, and its entries with it.", reset.LocalAddr())
+	s.say("The one of %s is in TIME_WAIT, and so are its entries, just as long.", closed.LocalAddr())
 }
 
 // mooring shows what the client says.
@@ -326,7 +335,7 @@ func (s *stage) mooring(args ...string) {
 }
 
 func (s *stage) client(args ...string) ([]byte, error) {
-	return own(s.theNode.Command(filepath.Join(s.bin, "mooring"), append([]string{"--socket", s.theNode.Socket}, args...)...)).Output()
+	return s.run(nil, filepath.Join(s.bin, "mooring"), append([]string{"--socket", s.theNode.Socket}, args...)...)
 }
 
 func (s *stage) query(into any, args ...string) error {

@@ -151,7 +151,7 @@ func (g guest) run(ctx context.Context) (outcome, error) {
 	default:
 		o.err = errors.New("the guest ended before its jobs did: a kernel panic, or the console was lost")
 		if said := strings.TrimSpace(errs.String()); said != "" || waitErr != nil {
-			o.err = fmt.Errorf("%w (qemu: %v: %s)", o.err, waitErr, said)
+			o.err = errors.Join(o.err, waitErr, errors.New("qemu: "+said))
 		}
 	}
 	return o, nil
