@@ -23,13 +23,15 @@ type Changes struct {
 	Nodes      map[string]*Node
 	Policies   map[Name]*Policy
 
+	ClusterPolicies map[string]*ClusterPolicy
+
 	// Problems are all that the source has at this time, not only new ones.
 	Problems []Problem
 }
 
 // Len counts the changed objects.
 func (c *Changes) Len() int {
-	return len(c.Services) + len(c.Slices) + len(c.Pods) + len(c.Namespaces) + len(c.Nodes) + len(c.Policies)
+	return len(c.Services) + len(c.Slices) + len(c.Pods) + len(c.Namespaces) + len(c.Nodes) + len(c.Policies) + len(c.ClusterPolicies)
 }
 
 // Problem is something wrong with an object that somebody has to mend, while

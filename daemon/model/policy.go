@@ -30,19 +30,20 @@ type PolicyRule struct {
 	Ports    []PolicyPort
 }
 
-// PolicyPeer is either an address block or pods: those that PodSelector
-// selects (nil: all) in the namespaces that NamespaceSelector selects (nil: the
-// policy's own).
+// PolicyPeer is an address block, nodes (cluster policies only), or pods: those
+// that PodSelector selects (nil: all) in the namespaces that NamespaceSelector
+// selects (nil: the policy's own).
 type PolicyPeer struct {
 	PodSelector       *Selector
 	NamespaceSelector *Selector
 	IPBlock           *IPBlock
+	Nodes             *Selector
 }
 
 // MatchesPod tells whether the peer, in a policy of the namespace own, names a
 // pod by its own and its namespace's labels. Pods are never named by IPBlock.
 func (p *PolicyPeer) MatchesPod(own, namespace string, namespaceLabels, podLabels map[string]string) bool {
-	if p.IPBlock != nil || p.PodSelector == nil && p.NamespaceSelector == nil {
+	if p.IPBlock != nil || p.Nodes != nil || p.PodSelector == nil && p.NamespaceSelector == nil {
 		return false
 	}
 	if p.NamespaceSelector == nil {
@@ -74,12 +75,53 @@ func (b *IPBlock) Contains(addr netip.Addr) bool {
 	return true
 }
 
+// Tier is where a ClusterPolicy stands to NetworkPolicies: before or after.
+type Tier string
+
+// The tiers of cluster policies, as the API spells them.
+const (
+	AdminTier    Tier = "Admin"
+	BaselineTier Tier = "Baseline"
+)
+
+// Action is what a rule of a ClusterPolicy does with what it matches.
+type Action string
+
+// The actions, as the API spells them. Pass leaves the rest of its tier out.
+const (
+	Accept Action = "Accept"
+	Deny   Action = "Deny"
+	Pass   Action = "Pass"
+)
+
+// ClusterPolicy is a policy.networking.k8s.io ClusterNetworkPolicy: an
+// administrator's, over the pods of all namespaces. The first rule that
+// matches decides, in the order of priority (low first), then of the list.
+type ClusterPolicy struct {
+	Name            string
+	Tier            Tier
+	Priority        int32
+	Subject         PolicyPeer // pods, by selectors
+	Ingress, Egress []ClusterRule
+}
+
+// ClusterRule is one rule of a ClusterPolicy. AllPeers is only ever set to
+// refuse: a Deny or Pass that was not understood denies everybody.
+type ClusterRule struct {
+	Name     string
+	Action   Action
+	AllPeers bool
+	Peers    []PolicyPeer
+	AllPorts bool
+	Ports    []PolicyPort
+}
+
 // PolicyPort is a port by number (EndPort equals Port), a range Port to
 // EndPort, a name that each destination pod resolves for itself, or, with
 // neither, every port of the protocol.
 type PolicyPort struct {
-	Protocol Protocol
-	Port     uint16 // 0: all ports, or a name
+	Protocol Protocol // 0: whatever protocol the pod declares for the name
+	Port     uint16   // 0: all ports, or a name
 	EndPort  uint16
 	Name     string
 }
@@ -88,7 +130,7 @@ type PolicyPort struct {
 // the destination pod, for names; nil where the destination is not a pod.
 func (p *PolicyPort) Matches(protocol Protocol, port uint16, declared []ContainerPort) bool {
 	switch {
-	case protocol != p.Protocol:
+	case protocol != p.Protocol && (p.Protocol != 0 || p.Name == ""):
 		return false
 	case p.Name != "":
 		return slices.ContainsFunc(declared, func(d ContainerPort) bool {
@@ -194,6 +236,9 @@ func (s Selector) Sorted() Selector {
 
 func (p PolicyPort) String() string {
 	protocol := "/" + p.Protocol.String()
+	if p.Protocol == 0 {
+		protocol = ""
+	}
 	switch {
 	case p.Name != "":
 		return p.Name + protocol

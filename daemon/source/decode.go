@@ -25,6 +25,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	strictjson "sigs.k8s.io/json"
+	policyv1beta1 "sigs.k8s.io/network-policy-api/apis/v1beta1"
 
 	"github.com/mooring-cni/mooring/daemon/model"
 )
@@ -39,6 +40,7 @@ const (
 	kindNamespace
 	kindNode
 	kindPolicy
+	kindClusterPolicy
 )
 
 var kinds = map[string]struct {
@@ -51,9 +53,11 @@ var kinds = map[string]struct {
 	"Namespace":     {kindNamespace, "v1"},
 	"Node":          {kindNode, "v1"},
 	"NetworkPolicy": {kindPolicy, "networking.k8s.io/v1"},
+
+	"ClusterNetworkPolicy": {kindClusterPolicy, "policy.networking.k8s.io/v1beta1"},
 }
 
-const kindNames = "Service, Pod, Namespace, Node (v1), EndpointSlice (discovery.k8s.io/v1), NetworkPolicy (networking.k8s.io/v1) and List (v1)"
+const kindNames = "Service, Pod, Namespace, Node (v1), EndpointSlice (discovery.k8s.io/v1), NetworkPolicy (networking.k8s.io/v1), ClusterNetworkPolicy (policy.networking.k8s.io/v1beta1) and List (v1)"
 
 func (k kind) String() string {
 	for name, known := range kinds {
@@ -64,7 +68,9 @@ func (k kind) String() string {
 	return "?"
 }
 
-func (k kind) namespaced() bool { return k != kindNamespace && k != kindNode }
+func (k kind) namespaced() bool {
+	return k != kindNamespace && k != kindNode && k != kindClusterPolicy
+}
 
 // key identifies an object. Those without namespace have only a name.
 type key struct {
@@ -723,13 +729,8 @@ func convert(file string, k kind, data []byte, r *report) (any, bool) {
 		if !decode(data, &o, r) {
 			return nil, false
 		}
-		// A misspelt "from" would allow everybody: whatever a policy says
-		// that is not understood makes all of it unsound.
-		for _, p := range r.problems {
-			if !strings.HasPrefix(p.Field, "metadata.") {
-				r.add("", "the policy is refused: a part that is not understood could allow what it should not")
-				return nil, false
-			}
+		if r.misspelt() {
+			return nil, false
 		}
 		policy, ok := convertPolicy(&o, r)
 		if !ok {
@@ -737,8 +738,32 @@ func convert(file string, k kind, data []byte, r *report) (any, bool) {
 			return nil, false
 		}
 		return policy, true
+	case kindClusterPolicy:
+		var o policyv1beta1.ClusterNetworkPolicy
+		if !decode(data, &o, r) || r.misspelt() {
+			return nil, false
+		}
+		policy, ok := convertClusterPolicy(&o, r)
+		if !ok {
+			r.add("", "the policy is refused")
+			return nil, false
+		}
+		return policy, true
 	}
 	return nil, true
+}
+
+// misspelt refuses a policy that decoding found something wrong in. A misspelt
+// "from" would allow everybody: whatever a policy says that is not understood
+// makes all of it unsound.
+func (r *report) misspelt() bool {
+	for _, p := range r.problems {
+		if !strings.HasPrefix(p.Field, "metadata.") {
+			r.add("", "the policy is refused: a part that is not understood could allow what it should not")
+			return true
+		}
+	}
+	return false
 }
 
 // decode reads JSON into an API type. Unknown and repeated fields are problems

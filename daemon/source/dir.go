@@ -544,6 +544,8 @@ func put(c *model.Changes, k key, value any) {
 		set(&c.Nodes, k.name.Name, value)
 	case kindPolicy:
 		set(&c.Policies, k.name, value)
+	case kindClusterPolicy:
+		set(&c.ClusterPolicies, k.name.Name, value)
 	}
 }
 
