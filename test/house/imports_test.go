@@ -44,7 +44,7 @@ var arrows = []arrow{
 	{"daemon/mooring", []string{"daemon", "bpf", "conf"}, []string{"*"}},
 
 	{"bpf", nil, []string{"github.com/cilium/ebpf", "github.com/vishvananda/netlink", "golang.org/x/sys"}},
-	{"ipam", []string{"conf"}, []string{"golang.org/x/sys"}},
+	{"ipam", []string{"conf"}, []string{"github.com/containernetworking/cni", "golang.org/x/sys"}},
 	{"conf", nil, []string{"github.com/containernetworking/cni", "github.com/spf13/pflag", "go.yaml.in/yaml"}},
 
 	// test proves it.
