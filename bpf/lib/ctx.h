@@ -39,6 +39,11 @@ ALWAYS __u32 ctx_len(ctx_t *ctx)
 	return bpf_xdp_get_buff_len(ctx);
 }
 
+ALWAYS __u32 ctx_ifindex(ctx_t *ctx)
+{
+	return ctx->ingress_ifindex;
+}
+
 /* Headers beyond the first fragment of a frame are out of reach. */
 ALWAYS int ctx_pull(ctx_t *ctx, __u32 len)
 {
@@ -61,6 +66,11 @@ ALWAYS int ctx_sum_replace(ctx_t *ctx, __u32 off, __u64 from, __u64 to, __u64 fl
 ALWAYS __u32 ctx_len(ctx_t *ctx)
 {
 	return ctx->len;
+}
+
+ALWAYS __u32 ctx_ifindex(ctx_t *ctx)
+{
+	return ctx->ifindex;
 }
 
 ALWAYS int ctx_pull(ctx_t *ctx, __u32 len)

@@ -222,7 +222,7 @@ ALWAYS __u32 l3_payload(ctx_t *ctx, const struct pkt *p)
 		return 0;
 	if (p->v6)
 		return bpf_ntohs(((struct ipv6hdr *)l3)->payload_len) ?: p->len - p->l3 - sizeof(struct ipv6hdr);
-	return bpf_ntohs(((struct iphdr *)l3)->tot_len) - ((struct iphdr *)l3)->ihl * 4u;
+	return (bpf_ntohs(((struct iphdr *)l3)->tot_len) ?: p->len - p->l3) - ((struct iphdr *)l3)->ihl * 4u;
 }
 
 /* Turn a SYN (or what else came) into its reset: RFC 9293, 3.5.2. */

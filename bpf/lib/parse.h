@@ -57,8 +57,19 @@ ALWAYS void *pkt_at(ctx_t *ctx, __u32 off, __u32 len)
 	return pkt_linear(ctx, off, len);
 }
 
+/* A pod tells only what belongs to its own packets. */
+ALWAYS int fragment_forged(ctx_t *ctx, const struct pkt *p)
+{
+	struct endpoint *ep;
+
+	if (p->direction != FROM_ENDPOINT)
+		return 0;
+	ep = bpf_map_lookup_elem(&mooring_endpoints, &p->src);
+	return !ep || ep->ifindex != ctx_ifindex(ctx);
+}
+
 /* Later fragments carry no ports: the first one left them in mooring_frags. */
-ALWAYS int parse_fragment(struct pkt *p, __be32 id)
+ALWAYS int parse_fragment(ctx_t *ctx, struct pkt *p, __be32 id)
 {
 	struct frag_key key = { .id = id, .proto = p->proto };
 	struct frag *f, ports;
@@ -68,6 +79,8 @@ ALWAYS int parse_fragment(struct pkt *p, __be32 id)
 	key.src = p->src;
 	key.dst = p->dst;
 	if (p->flags & PKT_FIRST_FRAGMENT) {
+		if (fragment_forged(ctx, p))
+			return -DROP_SOURCE_ADDRESS;
 		ports.sport = p->sport;
 		ports.dport = p->dport;
 		bpf_map_update_elem(&mooring_frags, &key, &ports, BPF_ANY);
@@ -130,6 +143,8 @@ ALWAYS int parse_l4(ctx_t *ctx, struct pkt *p, __u32 l4_len)
 		len = bpf_ntohs(udp->len);
 		if (len && len < sizeof(*udp))
 			return -DROP_MALFORMED;
+		if (len > l4_len && !(p->flags & PKT_FIRST_FRAGMENT))
+			return -DROP_TRUNCATED;
 		p->sport = udp->source;
 		p->dport = udp->dest;
 		return NEXT;
@@ -165,9 +180,11 @@ ALWAYS int parse_ipv4(ctx_t *ctx, struct pkt *p)
 		return -DROP_TRUNCATED;
 	ihl = ip->ihl * 4u;
 	total = bpf_ntohs(ip->tot_len);
+	/* 0 where a large GSO packet's length does not fit (BIG TCP): the frame says. */
+	if (!total && p->len - p->l3 > 0xffff)
+		total = p->len - p->l3;
 	if (ip->version != 4 || ihl < sizeof(*ip) || total < ihl)
 		return -DROP_MALFORMED;
-	/* A GSO packet's length may not fit the field. */
 	if (total + p->l3 > p->len)
 		return -DROP_TRUNCATED;
 	frag = bpf_ntohs(ip->frag_off);
@@ -181,7 +198,7 @@ ALWAYS int parse_ipv4(ctx_t *ctx, struct pkt *p)
 	addr_from_v4(&p->src, ip->saddr);
 	addr_from_v4(&p->dst, ip->daddr);
 	ret = parse_l4(ctx, p, total - ihl);
-	return ret ?: parse_fragment(p, id);
+	return ret ?: parse_fragment(ctx, p, id);
 }
 
 ALWAYS int parse_ipv6(ctx_t *ctx, struct pkt *p)
@@ -206,6 +223,9 @@ ALWAYS int parse_ipv6(ctx_t *ctx, struct pkt *p)
 	p->v6 = 1;
 	addr_from_v6(&p->src, &ip->saddr);
 	addr_from_v6(&p->dst, &ip->daddr);
+	/* Never on the wire (RFC 4038, 4.2), and here they mean IPv4. */
+	if (addr_mapped(&p->src) || addr_mapped(&p->dst))
+		return -DROP_MALFORMED;
 
 	for (int i = 0; i < MAX_EXTENSION_HEADERS; i++) {
 		__u8 *h;
@@ -243,12 +263,19 @@ ALWAYS int parse_ipv6(ctx_t *ctx, struct pkt *p)
 	p->proto = next;
 	p->l4 = off;
 	ret = parse_l4(ctx, p, payload);
-	return ret ?: parse_fragment(p, id);
+	return ret ?: parse_fragment(ctx, p, id);
 }
 
-/* ARP and IPv6's neighbour and multicast listener discovery are the stack's. */
+/*
+ * ARP and IPv6's neighbour and multicast listener discovery are the stack's. A
+ * pod speaks them on its own link only: elsewhere its packets are as any others.
+ */
 ALWAYS int parse_link_local(struct pkt *p)
 {
+	__u16 scope = bpf_ntohs(*(__be16 *)p->dst.b);
+
+	if (p->direction == FROM_ENDPOINT && scope >> 8 != 0xff && (scope & 0xffc0) != 0xfe80)
+		return NEXT;
 	if (p->proto == IPPROTO_ICMPV6 &&
 	    ((p->tcp_flags >= 130 && p->tcp_flags <= 137) || p->tcp_flags == 143))
 		return TO_STACK;

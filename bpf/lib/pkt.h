@@ -83,6 +83,11 @@ ALWAYS void addr_from_v4(struct addr *a, __be32 v4)
 	w[3] = v4;
 }
 
+ALWAYS int addr_mapped(const struct addr *a)
+{
+	return !words(a)[0] && ((const __be32 *)a->b)[2] == bpf_htonl(0xffff);
+}
+
 ALWAYS __be32 addr_v4(const struct addr *a)
 {
 	return ((__be32 *)a->b)[3];

@@ -96,8 +96,8 @@ ALWAYS int rewrite(ctx_t *ctx, struct pkt *p, enum rewrite_end end,
 {
 	struct addr *cur = end == SOURCE ? &p->src : &p->dst;
 	__be16 *cur_port = end == SOURCE ? &p->sport : &p->dport;
-	int ports = !(p->flags & PKT_LATER_FRAGMENT) &&
-		    (p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP) && *cur_port != port;
+	int has_ports = p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP;
+	int ports = !(p->flags & PKT_LATER_FRAGMENT) && has_ports && *cur_port != port;
 	__u32 sum = l4_checksum(p);
 	__wsum diff = addr_diff(cur, addr, p->v6);
 
@@ -128,7 +128,7 @@ ALWAYS int rewrite(ctx_t *ctx, struct pkt *p, enum rewrite_end end,
 	if (sum && sum_update(ctx, sum, diff, ports ? port_diff(*cur_port, port) : 0, p->proto == IPPROTO_UDP))
 		return -DROP_REWRITE;
 	*cur = *addr;
-	if (ports)
+	if (has_ports)	/* a later fragment belongs to its flow, too */
 		*cur_port = port;
 	return NEXT;
 }

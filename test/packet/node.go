@@ -110,14 +110,20 @@ func (n *Node) Pod(t testing.TB) *Pod {
 	}
 	for _, address := range []netip.Addr{p.V4, p.V6} {
 		neighbour(t, n.NS, p.Host, address, p.MAC)
-		e := bpf.Endpoint{Ifindex: uint32(p.Ifindex), Id: p.ID, Mac: p.MAC, HostMac: p.HostMAC}
-		put(t, n.Endpoints, bpf.ToAddr(address), e)
+		n.register(t, p, address)
 	}
 	if err := n.Do(func() error { return bpf.AttachEndpoint(n.BPFFS, p.Host, p.Ifindex) }); err != nil {
 		t.Fatal(err)
 	}
 	n.pods = append(n.pods, p)
 	return p
+}
+
+func (n *Node) register(t testing.TB, p *Pod, address netip.Addr) {
+	t.Helper()
+	put(t, n.Endpoints, bpf.ToAddr(address), bpf.Endpoint{
+		Ifindex: uint32(p.Ifindex), Id: p.ID, Mac: p.MAC, HostMac: p.HostMAC,
+	})
 }
 
 func neighbour(t testing.TB, ns *netns.NS, dev string, address netip.Addr, mac MAC) {
