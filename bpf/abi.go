@@ -29,6 +29,7 @@ type (
 	DropReason  = abiDropReason
 	Direction   = abiDirection
 	Addr        = abiAddr
+	SocketState = abiSocketState
 	CTStat      = abiCtStat
 )
 
@@ -45,7 +46,20 @@ const (
 	CTIngress       = uint32(abiCtFlagsCT_F_INGRESS)
 	CTHairpin       = uint32(abiCtFlagsCT_F_HAIRPIN)
 	CTReset         = uint32(abiCtFlagsCT_F_RST)
+	CTEmbryonic     = uint32(abiCtFlagsCT_F_EMBRYONIC)
+	CTEnded         = uint32(abiCtFlagsCT_F_ENDED)
 )
+
+// How firmly an entry is tied to a side's socket (enum ct_tether).
+const (
+	TetherNone  = uint8(abiCtTetherTETHER_NONE)
+	TetherLoose = uint8(abiCtTetherTETHER_LOOSE)
+	TetherHeld  = uint8(abiCtTetherTETHER_HELD)
+	TetherCrowd = uint8(abiCtTetherTETHER_CROWD)
+)
+
+// CTClaimed in an entry's life says that it is being deleted.
+const CTClaimed = 1
 
 // States of a conntrack entry (enum ct_state).
 const (
@@ -73,6 +87,14 @@ const (
 	StatDeletedTimewait = abiCtStatCT_STAT_DELETED_TIMEWAIT
 	StatInsertFailed    = abiCtStatCT_STAT_INSERT_FAILED
 	StatDeleteFailed    = abiCtStatCT_STAT_DELETE_FAILED
+	StatBusy            = abiCtStatCT_STAT_EBUSY
+	StatDeadlock        = abiCtStatCT_STAT_EDEADLK
+	StatTimedOut        = abiCtStatCT_STAT_ETIMEDOUT
+	StatPromoted        = abiCtStatCT_STAT_PROMOTED
+	StatNoStorage       = abiCtStatCT_STAT_NO_STORAGE
+	StatCrowds          = abiCtStatCT_STAT_CROWDS
+	StatGraceFull       = abiCtStatCT_STAT_GRACE_FULL
+	CTStats             = int(abiCtStatCT_STATS)
 )
 
 // Numbers of drop reasons, directions and statistics.

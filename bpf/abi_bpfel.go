@@ -49,6 +49,13 @@ const (
 	abiBackendStateBACKEND_TERMINATING abiBackendState = 2
 )
 
+type abiBurial struct {
+	_       structs.HostLayout
+	Now     uint64
+	Deleted uint32
+	Pad     uint32
+}
+
 type abiClock struct {
 	_         structs.HostLayout
 	Jiffies   uint64
@@ -76,9 +83,12 @@ type abiCtEntry struct {
 	Service           uint32
 	Endpoint          [2]uint16
 	State             uint8
-	Pad               [3]uint8
+	Tether            [2]uint8
+	Pad               uint8
 	Flags             uint32
-	Pad2              uint32
+	Life              uint32
+	Policy            uint32
+	Confirmed         uint32
 }
 
 type abiCtFlags uint32
@@ -92,6 +102,8 @@ const (
 	abiCtFlagsCT_F_FIN_RESPONDER  abiCtFlags = 32
 	abiCtFlagsCT_F_REPLIED        abiCtFlags = 64
 	abiCtFlagsCT_F_RST            abiCtFlags = 128
+	abiCtFlagsCT_F_EMBRYONIC      abiCtFlags = 256
+	abiCtFlagsCT_F_ENDED          abiCtFlags = 512
 )
 
 type abiCtKey struct {
@@ -101,6 +113,11 @@ type abiCtKey struct {
 	Proto uint8
 	Type  uint8
 	Pad   uint16
+}
+
+type abiCtLive struct {
+	_       structs.HostLayout
+	Entries uint64
 }
 
 type abiCtStat uint32
@@ -115,7 +132,14 @@ const (
 	abiCtStatCT_STAT_DELETED_FLUSH    abiCtStat = 6
 	abiCtStatCT_STAT_INSERT_FAILED    abiCtStat = 7
 	abiCtStatCT_STAT_DELETE_FAILED    abiCtStat = 8
-	abiCtStatCT_STATS                 abiCtStat = 9
+	abiCtStatCT_STAT_EBUSY            abiCtStat = 9
+	abiCtStatCT_STAT_EDEADLK          abiCtStat = 10
+	abiCtStatCT_STAT_ETIMEDOUT        abiCtStat = 11
+	abiCtStatCT_STAT_PROMOTED         abiCtStat = 12
+	abiCtStatCT_STAT_NO_STORAGE       abiCtStat = 13
+	abiCtStatCT_STAT_CROWDS           abiCtStat = 14
+	abiCtStatCT_STAT_GRACE_FULL       abiCtStat = 15
+	abiCtStatCT_STATS                 abiCtStat = 16
 )
 
 type abiCtState uint32
@@ -125,6 +149,15 @@ const (
 	abiCtStateCT_ESTABLISHED abiCtState = 1
 	abiCtStateCT_CLOSING     abiCtState = 2
 	abiCtStateCT_TIMEWAIT    abiCtState = 3
+)
+
+type abiCtTether uint32
+
+const (
+	abiCtTetherTETHER_NONE  abiCtTether = 0
+	abiCtTetherTETHER_LOOSE abiCtTether = 1
+	abiCtTetherTETHER_HELD  abiCtTether = 2
+	abiCtTetherTETHER_CROWD abiCtTether = 3
 )
 
 type abiCtType uint32
@@ -165,8 +198,17 @@ const (
 	abiDropReasonDROP_REWRITE           abiDropReason = 16
 	abiDropReasonDROP_ICMP_UNRELATED    abiDropReason = 17
 	abiDropReasonDROP_NO_FLOW           abiDropReason = 18
-	abiDropReasonDROP_REASONS           abiDropReason = 19
+	abiDropReasonDROP_TUPLE_BUSY        abiDropReason = 19
+	abiDropReasonDROP_REASONS           abiDropReason = 20
 )
+
+type abiEnding struct {
+	_     structs.HostLayout
+	Key   abiCtKey
+	Due   uint64
+	Life  uint32
+	Grace uint32
+}
 
 type abiEndpoint struct {
 	_       structs.HostLayout
@@ -218,10 +260,70 @@ type abiFragKey struct {
 	Pad   [3]uint8
 }
 
+type abiHookMode uint32
+
+const (
+	abiHookModeHOOK_OFF        abiHookMode = 0
+	abiHookModeHOOK_TRACEPOINT abiHookMode = 1
+	abiHookModeHOOK_TRAMPOLINE abiHookMode = 2
+)
+
 type abiShared struct {
-	_        structs.HostLayout
-	Monitors uint32
-	Pad      uint32
+	_          structs.HostLayout
+	Monitors   uint32
+	Generation uint32
+}
+
+type abiSocketFlags uint32
+
+const (
+	abiSocketFlagsSOCKET_DEAD     abiSocketFlags = 1
+	abiSocketFlagsSOCKET_TIMEWAIT abiSocketFlags = 2
+	abiSocketFlagsSOCKET_CROWD    abiSocketFlags = 4
+)
+
+type abiSocketState struct {
+	_      structs.HostLayout
+	Cookie uint64
+	Flags  uint32
+	Pad    uint32
+	Cache  struct {
+		_                 structs.HostLayout
+		Src               abiAddr
+		Dst               abiAddr
+		ToSrc             abiAddr
+		ToDst             abiAddr
+		Sport             uint16
+		Dport             uint16
+		ToSport           uint16
+		ToDport           uint16
+		Generation        uint32
+		Ifindex           uint32
+		ToIfindex         uint32
+		Addresses         uint32
+		Ports             uint32
+		Backend           uint32
+		BackendGeneration uint32
+		Service           uint32
+		FromId            uint16
+		ToId              uint16
+		Mac               [6]uint8
+		Gateway           [6]uint8
+		ToMac             [6]uint8
+		ToHostMac         [6]uint8
+		Proto             uint8
+		Pad               [3]uint8
+		Packets           uint64
+		Bytes             uint64
+		Synced            uint64
+	}
+	Flow [4]struct {
+		_    structs.HostLayout
+		Key  abiCtKey
+		Used uint8
+		Side uint8
+		Pad  [6]uint8
+	}
 }
 
 type abiSvc struct {
@@ -258,22 +360,26 @@ type abiSvcSlots struct {
 }
 
 type abiSweep struct {
-	_             structs.HostLayout
-	Timeout       [4][3]uint64
-	SvcTimeout    uint64
-	Flush         uint8
-	GoneBackends  uint8
-	GoneEndpoints uint8
-	Pad           [5]uint8
-	Now           uint64
-	Scanned       uint64
-	Entries       uint64
-	Tethered      uint64
-	Expired       uint64
-	Endpoint      uint64
-	Backend       uint64
-	Flushed       uint64
-	Failed        uint64
+	_              structs.HostLayout
+	Timeout        [4][3]uint64
+	SvcTimeout     uint64
+	MissingTimeout uint64
+	RollCall       uint32
+	Flush          uint8
+	GoneBackends   uint8
+	GoneEndpoints  uint8
+	GoneCrowds     uint8
+	Now            uint64
+	Scanned        uint64
+	Entries        uint64
+	Embryonic      uint64
+	Tethered       uint64
+	Expired        uint64
+	Endpoint       uint64
+	Backend        uint64
+	Flushed        uint64
+	Socket         uint64
+	Failed         uint64
 }
 
 type abiSweepProto uint32
@@ -291,24 +397,34 @@ const (
 	abiMapMooringAffinity    = "mooring_affinity"
 	abiMapMooringBackends    = "mooring_backends"
 	abiMapMooringCounters    = "mooring_counters"
+	abiMapMooringCrowds      = "mooring_crowds"
 	abiMapMooringCt          = "mooring_ct"
+	abiMapMooringCtEmbryonic = "mooring_ct_embryonic"
+	abiMapMooringCtLive      = "mooring_ct_live"
 	abiMapMooringCtStats     = "mooring_ct_stats"
+	abiMapMooringEnded       = "mooring_ended"
 	abiMapMooringEndpoints   = "mooring_endpoints"
 	abiMapMooringEvents      = "mooring_events"
 	abiMapMooringFrags       = "mooring_frags"
 	abiMapMooringServices    = "mooring_services"
 	abiMapMooringShared      = "mooring_shared"
 	abiMapMooringSlots       = "mooring_slots"
+	abiMapMooringSockets     = "mooring_sockets"
+	abiMapMooringTimewait    = "mooring_timewait"
 	abiVarUnusedBackendState = "unused_backend_state"
+	abiVarUnusedBurial       = "unused_burial"
 	abiVarUnusedClock        = "unused_clock"
 	abiVarUnusedCtFlags      = "unused_ct_flags"
 	abiVarUnusedCtStat       = "unused_ct_stat"
 	abiVarUnusedCtState      = "unused_ct_state"
+	abiVarUnusedCtTether     = "unused_ct_tether"
 	abiVarUnusedCtType       = "unused_ct_type"
 	abiVarUnusedDirection    = "unused_direction"
 	abiVarUnusedDropReason   = "unused_drop_reason"
 	abiVarUnusedEvent        = "unused_event"
 	abiVarUnusedEventKind    = "unused_event_kind"
+	abiVarUnusedHookMode     = "unused_hook_mode"
+	abiVarUnusedSocketFlags  = "unused_socket_flags"
 	abiVarUnusedSvcFlags     = "unused_svc_flags"
 	abiVarUnusedSweep        = "unused_sweep"
 	abiVarUnusedSweepProto   = "unused_sweep_proto"
@@ -362,17 +478,23 @@ type abiProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type abiMapSpecs struct {
-	MooringAffinity  *ebpf.MapSpec `ebpf:"mooring_affinity"`
-	MooringBackends  *ebpf.MapSpec `ebpf:"mooring_backends"`
-	MooringCounters  *ebpf.MapSpec `ebpf:"mooring_counters"`
-	MooringCt        *ebpf.MapSpec `ebpf:"mooring_ct"`
-	MooringCtStats   *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
-	MooringEndpoints *ebpf.MapSpec `ebpf:"mooring_endpoints"`
-	MooringEvents    *ebpf.MapSpec `ebpf:"mooring_events"`
-	MooringFrags     *ebpf.MapSpec `ebpf:"mooring_frags"`
-	MooringServices  *ebpf.MapSpec `ebpf:"mooring_services"`
-	MooringShared    *ebpf.MapSpec `ebpf:"mooring_shared"`
-	MooringSlots     *ebpf.MapSpec `ebpf:"mooring_slots"`
+	MooringAffinity    *ebpf.MapSpec `ebpf:"mooring_affinity"`
+	MooringBackends    *ebpf.MapSpec `ebpf:"mooring_backends"`
+	MooringCounters    *ebpf.MapSpec `ebpf:"mooring_counters"`
+	MooringCrowds      *ebpf.MapSpec `ebpf:"mooring_crowds"`
+	MooringCt          *ebpf.MapSpec `ebpf:"mooring_ct"`
+	MooringCtEmbryonic *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
+	MooringCtLive      *ebpf.MapSpec `ebpf:"mooring_ct_live"`
+	MooringCtStats     *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
+	MooringEnded       *ebpf.MapSpec `ebpf:"mooring_ended"`
+	MooringEndpoints   *ebpf.MapSpec `ebpf:"mooring_endpoints"`
+	MooringEvents      *ebpf.MapSpec `ebpf:"mooring_events"`
+	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
+	MooringServices    *ebpf.MapSpec `ebpf:"mooring_services"`
+	MooringShared      *ebpf.MapSpec `ebpf:"mooring_shared"`
+	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
+	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
+	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
 }
 
 // abiVariableSpecs contains global variables before they are loaded into the kernel.
@@ -380,15 +502,19 @@ type abiMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type abiVariableSpecs struct {
 	UnusedBackendState *ebpf.VariableSpec `ebpf:"unused_backend_state"`
+	UnusedBurial       *ebpf.VariableSpec `ebpf:"unused_burial"`
 	UnusedClock        *ebpf.VariableSpec `ebpf:"unused_clock"`
 	UnusedCtFlags      *ebpf.VariableSpec `ebpf:"unused_ct_flags"`
 	UnusedCtStat       *ebpf.VariableSpec `ebpf:"unused_ct_stat"`
 	UnusedCtState      *ebpf.VariableSpec `ebpf:"unused_ct_state"`
+	UnusedCtTether     *ebpf.VariableSpec `ebpf:"unused_ct_tether"`
 	UnusedCtType       *ebpf.VariableSpec `ebpf:"unused_ct_type"`
 	UnusedDirection    *ebpf.VariableSpec `ebpf:"unused_direction"`
 	UnusedDropReason   *ebpf.VariableSpec `ebpf:"unused_drop_reason"`
 	UnusedEvent        *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedEventKind    *ebpf.VariableSpec `ebpf:"unused_event_kind"`
+	UnusedHookMode     *ebpf.VariableSpec `ebpf:"unused_hook_mode"`
+	UnusedSocketFlags  *ebpf.VariableSpec `ebpf:"unused_socket_flags"`
 	UnusedSvcFlags     *ebpf.VariableSpec `ebpf:"unused_svc_flags"`
 	UnusedSweep        *ebpf.VariableSpec `ebpf:"unused_sweep"`
 	UnusedSweepProto   *ebpf.VariableSpec `ebpf:"unused_sweep_proto"`
@@ -414,17 +540,23 @@ func (o *abiObjects) Close() error {
 //
 // It can be passed to loadAbiObjects or ebpf.CollectionSpec.LoadAndAssign.
 type abiMaps struct {
-	MooringAffinity  *ebpf.Map `ebpf:"mooring_affinity"`
-	MooringBackends  *ebpf.Map `ebpf:"mooring_backends"`
-	MooringCounters  *ebpf.Map `ebpf:"mooring_counters"`
-	MooringCt        *ebpf.Map `ebpf:"mooring_ct"`
-	MooringCtStats   *ebpf.Map `ebpf:"mooring_ct_stats"`
-	MooringEndpoints *ebpf.Map `ebpf:"mooring_endpoints"`
-	MooringEvents    *ebpf.Map `ebpf:"mooring_events"`
-	MooringFrags     *ebpf.Map `ebpf:"mooring_frags"`
-	MooringServices  *ebpf.Map `ebpf:"mooring_services"`
-	MooringShared    *ebpf.Map `ebpf:"mooring_shared"`
-	MooringSlots     *ebpf.Map `ebpf:"mooring_slots"`
+	MooringAffinity    *ebpf.Map `ebpf:"mooring_affinity"`
+	MooringBackends    *ebpf.Map `ebpf:"mooring_backends"`
+	MooringCounters    *ebpf.Map `ebpf:"mooring_counters"`
+	MooringCrowds      *ebpf.Map `ebpf:"mooring_crowds"`
+	MooringCt          *ebpf.Map `ebpf:"mooring_ct"`
+	MooringCtEmbryonic *ebpf.Map `ebpf:"mooring_ct_embryonic"`
+	MooringCtLive      *ebpf.Map `ebpf:"mooring_ct_live"`
+	MooringCtStats     *ebpf.Map `ebpf:"mooring_ct_stats"`
+	MooringEnded       *ebpf.Map `ebpf:"mooring_ended"`
+	MooringEndpoints   *ebpf.Map `ebpf:"mooring_endpoints"`
+	MooringEvents      *ebpf.Map `ebpf:"mooring_events"`
+	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
+	MooringServices    *ebpf.Map `ebpf:"mooring_services"`
+	MooringShared      *ebpf.Map `ebpf:"mooring_shared"`
+	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
+	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
+	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
 }
 
 func (m *abiMaps) Close() error {
@@ -432,14 +564,20 @@ func (m *abiMaps) Close() error {
 		m.MooringAffinity,
 		m.MooringBackends,
 		m.MooringCounters,
+		m.MooringCrowds,
 		m.MooringCt,
+		m.MooringCtEmbryonic,
+		m.MooringCtLive,
 		m.MooringCtStats,
+		m.MooringEnded,
 		m.MooringEndpoints,
 		m.MooringEvents,
 		m.MooringFrags,
 		m.MooringServices,
 		m.MooringShared,
 		m.MooringSlots,
+		m.MooringSockets,
+		m.MooringTimewait,
 	)
 }
 
@@ -448,15 +586,19 @@ func (m *abiMaps) Close() error {
 // It can be passed to loadAbiObjects or ebpf.CollectionSpec.LoadAndAssign.
 type abiVariables struct {
 	UnusedBackendState *ebpf.Variable `ebpf:"unused_backend_state"`
+	UnusedBurial       *ebpf.Variable `ebpf:"unused_burial"`
 	UnusedClock        *ebpf.Variable `ebpf:"unused_clock"`
 	UnusedCtFlags      *ebpf.Variable `ebpf:"unused_ct_flags"`
 	UnusedCtStat       *ebpf.Variable `ebpf:"unused_ct_stat"`
 	UnusedCtState      *ebpf.Variable `ebpf:"unused_ct_state"`
+	UnusedCtTether     *ebpf.Variable `ebpf:"unused_ct_tether"`
 	UnusedCtType       *ebpf.Variable `ebpf:"unused_ct_type"`
 	UnusedDirection    *ebpf.Variable `ebpf:"unused_direction"`
 	UnusedDropReason   *ebpf.Variable `ebpf:"unused_drop_reason"`
 	UnusedEvent        *ebpf.Variable `ebpf:"unused_event"`
 	UnusedEventKind    *ebpf.Variable `ebpf:"unused_event_kind"`
+	UnusedHookMode     *ebpf.Variable `ebpf:"unused_hook_mode"`
+	UnusedSocketFlags  *ebpf.Variable `ebpf:"unused_socket_flags"`
 	UnusedSvcFlags     *ebpf.Variable `ebpf:"unused_svc_flags"`
 	UnusedSweep        *ebpf.Variable `ebpf:"unused_sweep"`
 	UnusedSweepProto   *ebpf.Variable `ebpf:"unused_sweep_proto"`

@@ -6,6 +6,7 @@
 #include "lib/parse.h"
 #include "lib/endpoint.h"
 #include "lib/conntrack.h"
+#include "lib/socket.h"
 #include "lib/service.h"
 #include "lib/icmp.h"
 #include "lib/forward.h"
@@ -14,15 +15,18 @@
 /* A packet of a flow: translated towards the backend, or back. */
 ALWAYS int flow_out(ctx_t *ctx, struct pkt *p)
 {
-	return ct_lookup(p)			/* conntrack.h  ours, a reply, or not seen yet */
+	return ct_keep(p)			/* conntrack.h  as it was sent                 */
+	    ?: socket_claim(ctx, p)		/* socket.h     whose it is                    */
+	    ?: ct_lookup(p)			/* conntrack.h  ours, a reply, or not seen yet */
 	    ?: svc_translate(ctx, p)		/* service.h    frontend -> backend            */
-	    ?: ct_untranslate(ctx, p)		/* conntrack.h  reply -> from the frontend     */
+	    ?: svc_untranslate(ctx, p)		/* service.h    reply -> from the frontend     */
 	    ?: ct_commit(p);			/* conntrack.h  remember, count, state         */
 }
 
 ALWAYS int pod_out(ctx_t *ctx, struct pkt *p)
 {
 	return pkt_parse(ctx, p)		/* parse.h      headers -> p                   */
+	    ?: socket_forward(ctx, p)		/* socket.h     its socket knows the rest      */
 	    ?: source_check(ctx, p)		/* endpoint.h   only the pod's own addresses   */
 	    ?: (is_icmp_error(p)
 		? icmp_translate(ctx, p)	/* icmp.h       outside and what is quoted     */
@@ -35,8 +39,9 @@ ALWAYS int pod_in(ctx_t *ctx, struct pkt *p)
 	return pkt_parse(ctx, p)
 	    ?: (is_icmp_error(p)
 		? icmp_translate(ctx, p)
-		: ct_lookup(p)
-		    ?: ct_untranslate(ctx, p)
+		: ct_keep(p)
+		    ?: ct_lookup(p)
+		    ?: svc_untranslate(ctx, p)
 		    ?: ct_commit(p))
 	    ?: TO_STACK;
 }
@@ -45,8 +50,11 @@ SEC("tc")
 int from_container(ctx_t *ctx)
 {
 	struct pkt p = { .direction = FROM_ENDPOINT };
+	int verdict = pod_out(ctx, &p);
 
-	return finish(ctx, &p, refuse(ctx, &p, pod_out(ctx, &p)));
+	if (verdict > 0 && (p.flags & PKT_OWNED))
+		socket_remember(ctx, &p);	/* socket.h  the next packet needs no table */
+	return finish(ctx, &p, refuse(ctx, &p, verdict));
 }
 
 SEC("tc")

@@ -16,24 +16,34 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	endpointMapCtDrafts         = "ct_drafts"
-	endpointMapIcmpQuoted       = "icmp_quoted"
-	endpointMapMooringAffinity  = "mooring_affinity"
-	endpointMapMooringBackends  = "mooring_backends"
-	endpointMapMooringCounters  = "mooring_counters"
-	endpointMapMooringCt        = "mooring_ct"
-	endpointMapMooringCtStats   = "mooring_ct_stats"
-	endpointMapMooringEndpoints = "mooring_endpoints"
-	endpointMapMooringEvents    = "mooring_events"
-	endpointMapMooringFrags     = "mooring_frags"
-	endpointMapMooringServices  = "mooring_services"
-	endpointMapMooringShared    = "mooring_shared"
-	endpointMapMooringSlots     = "mooring_slots"
-	endpointProgFromContainer   = "from_container"
-	endpointProgToContainer     = "to_container"
-	endpointVarHairpinV4        = "hairpin_v4"
-	endpointVarHairpinV6        = "hairpin_v6"
-	endpointVarJiffiesPerSecond = "jiffies_per_second"
+	endpointMapCtDrafts           = "ct_drafts"
+	endpointMapCtEndings          = "ct_endings"
+	endpointMapIcmpQuoted         = "icmp_quoted"
+	endpointMapMooringAffinity    = "mooring_affinity"
+	endpointMapMooringBackends    = "mooring_backends"
+	endpointMapMooringCounters    = "mooring_counters"
+	endpointMapMooringCrowds      = "mooring_crowds"
+	endpointMapMooringCt          = "mooring_ct"
+	endpointMapMooringCtEmbryonic = "mooring_ct_embryonic"
+	endpointMapMooringCtLive      = "mooring_ct_live"
+	endpointMapMooringCtStats     = "mooring_ct_stats"
+	endpointMapMooringEnded       = "mooring_ended"
+	endpointMapMooringEndpoints   = "mooring_endpoints"
+	endpointMapMooringEvents      = "mooring_events"
+	endpointMapMooringFrags       = "mooring_frags"
+	endpointMapMooringServices    = "mooring_services"
+	endpointMapMooringShared      = "mooring_shared"
+	endpointMapMooringSlots       = "mooring_slots"
+	endpointMapMooringSockets     = "mooring_sockets"
+	endpointMapMooringTimewait    = "mooring_timewait"
+	endpointProgFromContainer     = "from_container"
+	endpointProgToContainer       = "to_container"
+	endpointVarCacheDecisions     = "cache_decisions"
+	endpointVarCtDirectLimit      = "ct_direct_limit"
+	endpointVarHairpinV4          = "hairpin_v4"
+	endpointVarHairpinV6          = "hairpin_v6"
+	endpointVarHookMode           = "hook_mode"
+	endpointVarJiffiesPerSecond   = "jiffies_per_second"
 )
 
 // loadEndpoint returns the embedded CollectionSpec for endpoint.
@@ -86,27 +96,37 @@ type endpointProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type endpointMapSpecs struct {
-	CtDrafts         *ebpf.MapSpec `ebpf:"ct_drafts"`
-	IcmpQuoted       *ebpf.MapSpec `ebpf:"icmp_quoted"`
-	MooringAffinity  *ebpf.MapSpec `ebpf:"mooring_affinity"`
-	MooringBackends  *ebpf.MapSpec `ebpf:"mooring_backends"`
-	MooringCounters  *ebpf.MapSpec `ebpf:"mooring_counters"`
-	MooringCt        *ebpf.MapSpec `ebpf:"mooring_ct"`
-	MooringCtStats   *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
-	MooringEndpoints *ebpf.MapSpec `ebpf:"mooring_endpoints"`
-	MooringEvents    *ebpf.MapSpec `ebpf:"mooring_events"`
-	MooringFrags     *ebpf.MapSpec `ebpf:"mooring_frags"`
-	MooringServices  *ebpf.MapSpec `ebpf:"mooring_services"`
-	MooringShared    *ebpf.MapSpec `ebpf:"mooring_shared"`
-	MooringSlots     *ebpf.MapSpec `ebpf:"mooring_slots"`
+	CtDrafts           *ebpf.MapSpec `ebpf:"ct_drafts"`
+	CtEndings          *ebpf.MapSpec `ebpf:"ct_endings"`
+	IcmpQuoted         *ebpf.MapSpec `ebpf:"icmp_quoted"`
+	MooringAffinity    *ebpf.MapSpec `ebpf:"mooring_affinity"`
+	MooringBackends    *ebpf.MapSpec `ebpf:"mooring_backends"`
+	MooringCounters    *ebpf.MapSpec `ebpf:"mooring_counters"`
+	MooringCrowds      *ebpf.MapSpec `ebpf:"mooring_crowds"`
+	MooringCt          *ebpf.MapSpec `ebpf:"mooring_ct"`
+	MooringCtEmbryonic *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
+	MooringCtLive      *ebpf.MapSpec `ebpf:"mooring_ct_live"`
+	MooringCtStats     *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
+	MooringEnded       *ebpf.MapSpec `ebpf:"mooring_ended"`
+	MooringEndpoints   *ebpf.MapSpec `ebpf:"mooring_endpoints"`
+	MooringEvents      *ebpf.MapSpec `ebpf:"mooring_events"`
+	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
+	MooringServices    *ebpf.MapSpec `ebpf:"mooring_services"`
+	MooringShared      *ebpf.MapSpec `ebpf:"mooring_shared"`
+	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
+	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
+	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
 }
 
 // endpointVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type endpointVariableSpecs struct {
+	CacheDecisions   *ebpf.VariableSpec `ebpf:"cache_decisions"`
+	CtDirectLimit    *ebpf.VariableSpec `ebpf:"ct_direct_limit"`
 	HairpinV4        *ebpf.VariableSpec `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
+	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.VariableSpec `ebpf:"jiffies_per_second"`
 }
 
@@ -130,36 +150,50 @@ func (o *endpointObjects) Close() error {
 //
 // It can be passed to loadEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type endpointMaps struct {
-	CtDrafts         *ebpf.Map `ebpf:"ct_drafts"`
-	IcmpQuoted       *ebpf.Map `ebpf:"icmp_quoted"`
-	MooringAffinity  *ebpf.Map `ebpf:"mooring_affinity"`
-	MooringBackends  *ebpf.Map `ebpf:"mooring_backends"`
-	MooringCounters  *ebpf.Map `ebpf:"mooring_counters"`
-	MooringCt        *ebpf.Map `ebpf:"mooring_ct"`
-	MooringCtStats   *ebpf.Map `ebpf:"mooring_ct_stats"`
-	MooringEndpoints *ebpf.Map `ebpf:"mooring_endpoints"`
-	MooringEvents    *ebpf.Map `ebpf:"mooring_events"`
-	MooringFrags     *ebpf.Map `ebpf:"mooring_frags"`
-	MooringServices  *ebpf.Map `ebpf:"mooring_services"`
-	MooringShared    *ebpf.Map `ebpf:"mooring_shared"`
-	MooringSlots     *ebpf.Map `ebpf:"mooring_slots"`
+	CtDrafts           *ebpf.Map `ebpf:"ct_drafts"`
+	CtEndings          *ebpf.Map `ebpf:"ct_endings"`
+	IcmpQuoted         *ebpf.Map `ebpf:"icmp_quoted"`
+	MooringAffinity    *ebpf.Map `ebpf:"mooring_affinity"`
+	MooringBackends    *ebpf.Map `ebpf:"mooring_backends"`
+	MooringCounters    *ebpf.Map `ebpf:"mooring_counters"`
+	MooringCrowds      *ebpf.Map `ebpf:"mooring_crowds"`
+	MooringCt          *ebpf.Map `ebpf:"mooring_ct"`
+	MooringCtEmbryonic *ebpf.Map `ebpf:"mooring_ct_embryonic"`
+	MooringCtLive      *ebpf.Map `ebpf:"mooring_ct_live"`
+	MooringCtStats     *ebpf.Map `ebpf:"mooring_ct_stats"`
+	MooringEnded       *ebpf.Map `ebpf:"mooring_ended"`
+	MooringEndpoints   *ebpf.Map `ebpf:"mooring_endpoints"`
+	MooringEvents      *ebpf.Map `ebpf:"mooring_events"`
+	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
+	MooringServices    *ebpf.Map `ebpf:"mooring_services"`
+	MooringShared      *ebpf.Map `ebpf:"mooring_shared"`
+	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
+	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
+	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
 }
 
 func (m *endpointMaps) Close() error {
 	return _EndpointClose(
 		m.CtDrafts,
+		m.CtEndings,
 		m.IcmpQuoted,
 		m.MooringAffinity,
 		m.MooringBackends,
 		m.MooringCounters,
+		m.MooringCrowds,
 		m.MooringCt,
+		m.MooringCtEmbryonic,
+		m.MooringCtLive,
 		m.MooringCtStats,
+		m.MooringEnded,
 		m.MooringEndpoints,
 		m.MooringEvents,
 		m.MooringFrags,
 		m.MooringServices,
 		m.MooringShared,
 		m.MooringSlots,
+		m.MooringSockets,
+		m.MooringTimewait,
 	)
 }
 
@@ -167,8 +201,11 @@ func (m *endpointMaps) Close() error {
 //
 // It can be passed to loadEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type endpointVariables struct {
+	CacheDecisions   *ebpf.Variable `ebpf:"cache_decisions"`
+	CtDirectLimit    *ebpf.Variable `ebpf:"ct_direct_limit"`
 	HairpinV4        *ebpf.Variable `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`
+	HookMode         *ebpf.Variable `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.Variable `ebpf:"jiffies_per_second"`
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -16,11 +17,20 @@ import (
 type Options struct {
 	BPFFS      string
 	MaxEntries uint32 // of the conntrack map
+	Hook       string // conntrack.hook: auto, trampoline, tracepoint or off; empty: off
+	Cgroup     string // where the hook for close() attaches; empty: the root of cgroup2
+	NoCache    bool   // decide every packet by the tables: for comparison
 }
 
 // Maps are the shared maps; lib/maps.h says who writes each.
 type Maps struct {
 	CT        *ebpf.Map `ebpf:"mooring_ct"`
+	Embryonic *ebpf.Map `ebpf:"mooring_ct_embryonic"`
+	Live      *ebpf.Map `ebpf:"mooring_ct_live"`
+	Sockets   *ebpf.Map `ebpf:"mooring_sockets"`
+	Ended     *ebpf.Map `ebpf:"mooring_ended"`
+	TimeWait  *ebpf.Map `ebpf:"mooring_timewait"`
+	Crowds    *ebpf.Map `ebpf:"mooring_crowds"`
 	CTStats   *ebpf.Map `ebpf:"mooring_ct_stats"`
 	Endpoints *ebpf.Map `ebpf:"mooring_endpoints"`
 	Services  *ebpf.Map `ebpf:"mooring_services"`
@@ -38,6 +48,7 @@ type Programs struct {
 	FromContainer *ebpf.Program
 	ToContainer   *ebpf.Program
 	sweep         *ebpf.Program
+	bury          *ebpf.Program
 	clock         *ebpf.Program
 }
 
@@ -47,8 +58,12 @@ type Datapath struct {
 	Programs
 	// JiffiesPerSecond is the kernel's CONFIG_HZ, as measured.
 	JiffiesPerSecond uint64
+	// Hook is how ends of sockets are noticed.
+	Hook Hook
 
 	pins Pins
+	roll rollCall
+	mu   sync.Mutex // of mooring_shared
 }
 
 // Load loads the programs and pins them and their maps below opts.BPFFS. Maps
@@ -65,7 +80,12 @@ func Load(opts Options) (*Datapath, error) {
 	if err := d.pins.make(); err != nil {
 		return nil, err
 	}
-	if err := d.load(opts); err != nil {
+	err := d.load(opts)
+	if err == nil {
+		// What an earlier run's programs have cached is decided again.
+		err = d.Invalidate()
+	}
+	if err != nil {
 		d.Close()
 		return nil, err
 	}
@@ -86,6 +106,7 @@ func (d *Datapath) load(opts Options) error {
 	if err := sweeper.Assign(&d.Maps); err != nil {
 		return fmt.Errorf("take the shared maps: %w", err)
 	}
+	d.bury = sweeper.DetachProgram("bury_due")
 	d.clock = sweeper.DetachProgram("read_clock")
 	d.JiffiesPerSecond, err = jiffiesPerSecond(d.clock)
 	if err != nil {
@@ -96,8 +117,11 @@ func (d *Datapath) load(opts Options) error {
 	if err != nil {
 		return fmt.Errorf("read endpoint programs: %w", err)
 	}
-	if err := specs.Variables["jiffies_per_second"].Set(d.JiffiesPerSecond); err != nil {
-		return fmt.Errorf("set jiffies_per_second: %w", err)
+	if err := d.attachHook(opts); err != nil {
+		return err
+	}
+	if err := d.configure(specs, opts); err != nil {
+		return err
 	}
 	endpoint, err := d.collection(specs, opts)
 	if err != nil {
@@ -114,10 +138,40 @@ func (d *Datapath) load(opts Options) error {
 	return nil
 }
 
-func (d *Datapath) collection(spec *ebpf.CollectionSpec, opts Options) (*ebpf.Collection, error) {
+// configure sets the programs' constants, as far as they have them.
+func (d *Datapath) configure(spec *ebpf.CollectionSpec, opts Options) error {
+	cache := uint8(1)
+	if opts.NoCache {
+		cache = 0
+	}
+	for name, value := range map[string]any{
+		"jiffies_per_second": d.JiffiesPerSecond,
+		"hook_mode":          d.Hook.mode(),
+		"ct_direct_limit":    uint64(d.CT.MaxEntries() / 2),
+		"cache_decisions":    cache,
+	} {
+		v := spec.Variables[name]
+		if v == nil {
+			continue
+		}
+		if err := v.Set(value); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func sizeMaps(spec *ebpf.CollectionSpec, opts Options) {
 	if m := spec.Maps["mooring_ct"]; m != nil {
 		m.MaxEntries = max(opts.MaxEntries, 1024)
 	}
+	if m := spec.Maps["mooring_ct_embryonic"]; m != nil {
+		m.MaxEntries = max(opts.MaxEntries/4, 1024)
+	}
+}
+
+func (d *Datapath) collection(spec *ebpf.CollectionSpec, opts Options) (*ebpf.Collection, error) {
+	sizeMaps(spec, opts)
 	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 		Maps: ebpf.MapOptions{PinPath: d.pins.maps()},
 	})
@@ -156,12 +210,16 @@ func (d *Datapath) pinProgram(prog *ebpf.Program, name string) error {
 
 // Close gives up the daemon's handles. What is pinned goes on.
 func (d *Datapath) Close() error {
-	for _, m := range []*ebpf.Map{d.CT, d.CTStats, d.Endpoints, d.Services, d.Slots, d.Backends, d.Affinity, d.Frags, d.Counters, d.Events, d.Shared} {
+	for _, m := range []*ebpf.Map{
+		d.CT, d.Embryonic, d.Live, d.Sockets, d.Ended, d.TimeWait, d.Crowds, d.CTStats,
+		d.Endpoints, d.Services, d.Slots, d.Backends, d.Affinity, d.Frags, d.Counters, d.Events, d.Shared,
+	} {
 		m.Close()
 	}
-	for _, p := range []*ebpf.Program{d.FromContainer, d.ToContainer, d.sweep, d.clock} {
+	for _, p := range []*ebpf.Program{d.FromContainer, d.ToContainer, d.sweep, d.bury, d.clock} {
 		p.Close()
 	}
+	d.roll.close()
 	return nil
 }
 
@@ -170,6 +228,58 @@ func (d *Datapath) Close() error {
 func (d *Datapath) RunSweep(s *Sweep) error {
 	if err := runSyscall(d.sweep, s); err != nil {
 		return fmt.Errorf("sweep the conntrack map: %w", err)
+	}
+	return nil
+}
+
+// Bury deletes the entries of ended sockets whose grace is over and returns how
+// many they were. One caller at a time.
+func (d *Datapath) Bury() (int, error) {
+	var total int
+	for {
+		var b abiBurial
+		if err := runSyscall(d.bury, &b); err != nil {
+			return total, fmt.Errorf("delete entries of ended sockets: %w", err)
+		}
+		total += int(b.Deleted)
+		if b.Deleted < burials {
+			return total, nil
+		}
+	}
+}
+
+// burials is when one run has surely not seen all: sweep.c's BURIALS, of which
+// each may have deleted a flow's two entries.
+const burials = 4096
+
+// Invalidate voids every decision that sockets have cached: their next packets
+// are decided by the tables again. It follows every change that makes a decision
+// wrong: a backend or an endpoint that is gone, a flush, other policies.
+func (d *Datapath) Invalidate() error {
+	return d.changeShared(func(s *Shared) {
+		s.Generation++
+		if s.Generation == 0 {
+			s.Generation = 1
+		}
+	})
+}
+
+// SetMonitors tells the programs how many watch events: none are written for nobody.
+func (d *Datapath) SetMonitors(n int) error {
+	return d.changeShared(func(s *Shared) { s.Monitors = uint32(n) })
+}
+
+func (d *Datapath) changeShared(change func(*Shared)) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var zero uint32
+	var s Shared
+	if err := d.Shared.Lookup(&zero, &s); err != nil {
+		return fmt.Errorf("read mooring_shared: %w", err)
+	}
+	change(&s)
+	if err := d.Shared.Put(&zero, &s); err != nil {
+		return fmt.Errorf("write mooring_shared: %w", err)
 	}
 	return nil
 }

@@ -8,7 +8,13 @@ import "testing"
 
 func TestEveryProgramLoads(t *testing.T) {
 	d := load(t)
-	t.Logf("%d jiffies a second", d.JiffiesPerSecond)
+	t.Logf("%d jiffies a second; hook %+v", d.JiffiesPerSecond, d.Hook)
+	if _, err := d.RollCall([]string{"/proc/self/ns/net"}); err != nil {
+		t.Error(err)
+	}
+	if _, err := d.Bury(); err != nil {
+		t.Error(err)
+	}
 }
 
 // load loads the datapath below a BPF filesystem of the test's own.
@@ -20,7 +26,7 @@ func load(t *testing.T) *Datapath {
 			t.Error(err)
 		}
 	})
-	d, err := Load(Options{BPFFS: dir, MaxEntries: 4096})
+	d, err := Load(Options{BPFFS: dir, MaxEntries: 4096, Hook: HookAuto})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,17 +1,78 @@
 //go:build ignore
 
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Run by the daemon: the reaper of entries that no socket owns. */
+/* Run by the daemon: what ends entries beside the ends of their sockets. */
 #include "lib/sweep.h"
 
+/* The reaper: one pass over both tables. */
 SEC("syscall")
 int sweep_conntrack(struct sweep *s)
 {
 	struct sweep pass = *s;
+	struct ct_live *live;
+	__u32 zero = 0;
 
 	pass.now = bpf_jiffies64();
-	bpf_for_each_map_elem(&mooring_ct, sweep_entry, &pass, 0);
+	bpf_for_each_map_elem(&mooring_ct, sweep_live, &pass, 0);
+	/* Evictions tell nobody: what was counted is set right by what was seen. */
+	live = bpf_map_lookup_elem(&mooring_ct_live, &zero);
+	if (live)
+		live->entries = pass.entries;
+	bpf_for_each_map_elem(&mooring_ct_embryonic, sweep_live, &pass, 0);
 	*s = pass;
+	return 0;
+}
+
+#define BURIALS 4096
+
+/* Look at the first of the endings: delete what is due, wait again for what is still talked to. */
+ALWAYS long bury_next(struct burial *b, __u32 timewait)
+{
+	struct ending end = {};
+	struct ct_entry *e;
+	long err;
+
+	err = timewait ? bpf_map_peek_elem(&mooring_timewait, &end) : bpf_map_peek_elem(&mooring_ended, &end);
+	if (err || (__s64)(b->now - end.due) < 0)
+		return 1;
+	if (timewait)
+		bpf_map_pop_elem(&mooring_timewait, &end);
+	else
+		bpf_map_pop_elem(&mooring_ended, &end);
+	e = ct_at(&end.key);
+	if (!e || e->life != end.life || e->cookie[0] || e->cookie[1])
+		return 0;
+	if (b->now - e->seen < end.grace) {
+		end.due = e->seen + end.grace;
+		if (timewait)
+			bpf_map_push_elem(&mooring_timewait, &end, 0);
+		else
+			bpf_map_push_elem(&mooring_ended, &end, 0);
+		return 0;
+	}
+	b->deleted += ct_end(&end.key, e, end.life, timewait ? CT_STAT_DELETED_TIMEWAIT : CT_STAT_DELETED_SOCKET);
+	return 0;
+}
+
+static long bury_ended(__u32 i, struct burial *b)
+{
+	return bury_next(b, 0);
+}
+
+static long bury_timewait(__u32 i, struct burial *b)
+{
+	return bury_next(b, 1);
+}
+
+/* Delete what sockets left behind, once its grace is over. Only one runs at a time. */
+SEC("syscall")
+int bury_due(struct burial *b)
+{
+	struct burial round = { .now = bpf_jiffies64() };
+
+	bpf_loop(BURIALS, bury_ended, &round, 0);
+	bpf_loop(BURIALS, bury_timewait, &round, 0);
+	*b = round;
 	return 0;
 }
 

@@ -16,20 +16,34 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	sweepMapCtDrafts         = "ct_drafts"
-	sweepMapMooringAffinity  = "mooring_affinity"
-	sweepMapMooringBackends  = "mooring_backends"
-	sweepMapMooringCounters  = "mooring_counters"
-	sweepMapMooringCt        = "mooring_ct"
-	sweepMapMooringCtStats   = "mooring_ct_stats"
-	sweepMapMooringEndpoints = "mooring_endpoints"
-	sweepMapMooringEvents    = "mooring_events"
-	sweepMapMooringFrags     = "mooring_frags"
-	sweepMapMooringServices  = "mooring_services"
-	sweepMapMooringShared    = "mooring_shared"
-	sweepMapMooringSlots     = "mooring_slots"
-	sweepProgReadClock       = "read_clock"
-	sweepProgSweepConntrack  = "sweep_conntrack"
+	sweepMapCtDrafts           = "ct_drafts"
+	sweepMapCtEndings          = "ct_endings"
+	sweepMapMooringAffinity    = "mooring_affinity"
+	sweepMapMooringBackends    = "mooring_backends"
+	sweepMapMooringCounters    = "mooring_counters"
+	sweepMapMooringCrowds      = "mooring_crowds"
+	sweepMapMooringCt          = "mooring_ct"
+	sweepMapMooringCtEmbryonic = "mooring_ct_embryonic"
+	sweepMapMooringCtLive      = "mooring_ct_live"
+	sweepMapMooringCtStats     = "mooring_ct_stats"
+	sweepMapMooringEnded       = "mooring_ended"
+	sweepMapMooringEndpoints   = "mooring_endpoints"
+	sweepMapMooringEvents      = "mooring_events"
+	sweepMapMooringFrags       = "mooring_frags"
+	sweepMapMooringServices    = "mooring_services"
+	sweepMapMooringShared      = "mooring_shared"
+	sweepMapMooringSlots       = "mooring_slots"
+	sweepMapMooringSockets     = "mooring_sockets"
+	sweepMapMooringTimewait    = "mooring_timewait"
+	sweepProgBuryDue           = "bury_due"
+	sweepProgReadClock         = "read_clock"
+	sweepProgSweepConntrack    = "sweep_conntrack"
+	sweepVarCacheDecisions     = "cache_decisions"
+	sweepVarCtDirectLimit      = "ct_direct_limit"
+	sweepVarHairpinV4          = "hairpin_v4"
+	sweepVarHairpinV6          = "hairpin_v6"
+	sweepVarHookMode           = "hook_mode"
+	sweepVarJiffiesPerSecond   = "jiffies_per_second"
 )
 
 // loadSweep returns the embedded CollectionSpec for sweep.
@@ -74,6 +88,7 @@ type sweepSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sweepProgramSpecs struct {
+	BuryDue        *ebpf.ProgramSpec `ebpf:"bury_due"`
 	ReadClock      *ebpf.ProgramSpec `ebpf:"read_clock"`
 	SweepConntrack *ebpf.ProgramSpec `ebpf:"sweep_conntrack"`
 }
@@ -82,24 +97,37 @@ type sweepProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sweepMapSpecs struct {
-	CtDrafts         *ebpf.MapSpec `ebpf:"ct_drafts"`
-	MooringAffinity  *ebpf.MapSpec `ebpf:"mooring_affinity"`
-	MooringBackends  *ebpf.MapSpec `ebpf:"mooring_backends"`
-	MooringCounters  *ebpf.MapSpec `ebpf:"mooring_counters"`
-	MooringCt        *ebpf.MapSpec `ebpf:"mooring_ct"`
-	MooringCtStats   *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
-	MooringEndpoints *ebpf.MapSpec `ebpf:"mooring_endpoints"`
-	MooringEvents    *ebpf.MapSpec `ebpf:"mooring_events"`
-	MooringFrags     *ebpf.MapSpec `ebpf:"mooring_frags"`
-	MooringServices  *ebpf.MapSpec `ebpf:"mooring_services"`
-	MooringShared    *ebpf.MapSpec `ebpf:"mooring_shared"`
-	MooringSlots     *ebpf.MapSpec `ebpf:"mooring_slots"`
+	CtDrafts           *ebpf.MapSpec `ebpf:"ct_drafts"`
+	CtEndings          *ebpf.MapSpec `ebpf:"ct_endings"`
+	MooringAffinity    *ebpf.MapSpec `ebpf:"mooring_affinity"`
+	MooringBackends    *ebpf.MapSpec `ebpf:"mooring_backends"`
+	MooringCounters    *ebpf.MapSpec `ebpf:"mooring_counters"`
+	MooringCrowds      *ebpf.MapSpec `ebpf:"mooring_crowds"`
+	MooringCt          *ebpf.MapSpec `ebpf:"mooring_ct"`
+	MooringCtEmbryonic *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
+	MooringCtLive      *ebpf.MapSpec `ebpf:"mooring_ct_live"`
+	MooringCtStats     *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
+	MooringEnded       *ebpf.MapSpec `ebpf:"mooring_ended"`
+	MooringEndpoints   *ebpf.MapSpec `ebpf:"mooring_endpoints"`
+	MooringEvents      *ebpf.MapSpec `ebpf:"mooring_events"`
+	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
+	MooringServices    *ebpf.MapSpec `ebpf:"mooring_services"`
+	MooringShared      *ebpf.MapSpec `ebpf:"mooring_shared"`
+	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
+	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
+	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
 }
 
 // sweepVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sweepVariableSpecs struct {
+	CacheDecisions   *ebpf.VariableSpec `ebpf:"cache_decisions"`
+	CtDirectLimit    *ebpf.VariableSpec `ebpf:"ct_direct_limit"`
+	HairpinV4        *ebpf.VariableSpec `ebpf:"hairpin_v4"`
+	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
+	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
+	JiffiesPerSecond *ebpf.VariableSpec `ebpf:"jiffies_per_second"`
 }
 
 // sweepObjects contains all objects after they have been loaded into the kernel.
@@ -122,34 +150,48 @@ func (o *sweepObjects) Close() error {
 //
 // It can be passed to loadSweepObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sweepMaps struct {
-	CtDrafts         *ebpf.Map `ebpf:"ct_drafts"`
-	MooringAffinity  *ebpf.Map `ebpf:"mooring_affinity"`
-	MooringBackends  *ebpf.Map `ebpf:"mooring_backends"`
-	MooringCounters  *ebpf.Map `ebpf:"mooring_counters"`
-	MooringCt        *ebpf.Map `ebpf:"mooring_ct"`
-	MooringCtStats   *ebpf.Map `ebpf:"mooring_ct_stats"`
-	MooringEndpoints *ebpf.Map `ebpf:"mooring_endpoints"`
-	MooringEvents    *ebpf.Map `ebpf:"mooring_events"`
-	MooringFrags     *ebpf.Map `ebpf:"mooring_frags"`
-	MooringServices  *ebpf.Map `ebpf:"mooring_services"`
-	MooringShared    *ebpf.Map `ebpf:"mooring_shared"`
-	MooringSlots     *ebpf.Map `ebpf:"mooring_slots"`
+	CtDrafts           *ebpf.Map `ebpf:"ct_drafts"`
+	CtEndings          *ebpf.Map `ebpf:"ct_endings"`
+	MooringAffinity    *ebpf.Map `ebpf:"mooring_affinity"`
+	MooringBackends    *ebpf.Map `ebpf:"mooring_backends"`
+	MooringCounters    *ebpf.Map `ebpf:"mooring_counters"`
+	MooringCrowds      *ebpf.Map `ebpf:"mooring_crowds"`
+	MooringCt          *ebpf.Map `ebpf:"mooring_ct"`
+	MooringCtEmbryonic *ebpf.Map `ebpf:"mooring_ct_embryonic"`
+	MooringCtLive      *ebpf.Map `ebpf:"mooring_ct_live"`
+	MooringCtStats     *ebpf.Map `ebpf:"mooring_ct_stats"`
+	MooringEnded       *ebpf.Map `ebpf:"mooring_ended"`
+	MooringEndpoints   *ebpf.Map `ebpf:"mooring_endpoints"`
+	MooringEvents      *ebpf.Map `ebpf:"mooring_events"`
+	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
+	MooringServices    *ebpf.Map `ebpf:"mooring_services"`
+	MooringShared      *ebpf.Map `ebpf:"mooring_shared"`
+	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
+	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
+	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
 }
 
 func (m *sweepMaps) Close() error {
 	return _SweepClose(
 		m.CtDrafts,
+		m.CtEndings,
 		m.MooringAffinity,
 		m.MooringBackends,
 		m.MooringCounters,
+		m.MooringCrowds,
 		m.MooringCt,
+		m.MooringCtEmbryonic,
+		m.MooringCtLive,
 		m.MooringCtStats,
+		m.MooringEnded,
 		m.MooringEndpoints,
 		m.MooringEvents,
 		m.MooringFrags,
 		m.MooringServices,
 		m.MooringShared,
 		m.MooringSlots,
+		m.MooringSockets,
+		m.MooringTimewait,
 	)
 }
 
@@ -157,18 +199,26 @@ func (m *sweepMaps) Close() error {
 //
 // It can be passed to loadSweepObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sweepVariables struct {
+	CacheDecisions   *ebpf.Variable `ebpf:"cache_decisions"`
+	CtDirectLimit    *ebpf.Variable `ebpf:"ct_direct_limit"`
+	HairpinV4        *ebpf.Variable `ebpf:"hairpin_v4"`
+	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`
+	HookMode         *ebpf.Variable `ebpf:"hook_mode"`
+	JiffiesPerSecond *ebpf.Variable `ebpf:"jiffies_per_second"`
 }
 
 // sweepPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadSweepObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sweepPrograms struct {
+	BuryDue        *ebpf.Program `ebpf:"bury_due"`
 	ReadClock      *ebpf.Program `ebpf:"read_clock"`
 	SweepConntrack *ebpf.Program `ebpf:"sweep_conntrack"`
 }
 
 func (p *sweepPrograms) Close() error {
 	return _SweepClose(
+		p.BuryDue,
 		p.ReadClock,
 		p.SweepConntrack,
 	)

@@ -54,12 +54,31 @@ enum ct_flags {
 	CT_F_FIN_RESPONDER = 1 << 5,
 	CT_F_REPLIED = 1 << 6,		/* the responder was heard */
 	CT_F_RST = 1 << 7,
+	CT_F_EMBRYONIC = 1 << 8,	/* it is in mooring_ct_embryonic: nobody answered yet */
+	CT_F_ENDED = 1 << 9,		/* the sockets that owned it are gone */
 };
 
-/* The value of an entry. Index 0 is the initiator's side, 1 the responder's. */
+/* How firmly an entry is tied to the socket of one of its sides. */
+enum ct_tether {
+	TETHER_NONE = 0,
+	TETHER_LOOSE = 1,	/* ends with the socket, or by timers: an unconnected socket has other flows */
+	TETHER_HELD = 2,	/* lives as long as the socket: TCP, or connected */
+	TETHER_CROWD = 3,	/* as LOOSE, and the socket has no room to know it: its end is found by cookie */
+};
+
+/*
+ * The value of an entry. Index 0 is the initiator's side, 1 the responder's.
+ *
+ * life settles who deletes and who takes over. Bit 0 says that a deleter has
+ * claimed the entry, by compare-and-swap, and that its key is about to vanish;
+ * the rest changes whenever another flow takes the entry over in place, and is
+ * random at first, so that a deleter with an old look at it loses the swap. No
+ * key is ever deleted without the claim: a new flow on the same tuple either
+ * takes the entry over before the claim, or waits the moment until it is gone.
+ */
 struct ct_entry {
 	__u64 cookie[2];	/* owning sockets; 0: not tethered */
-	__u64 seen;		/* jiffies64 of the last packet */
+	__u64 seen;		/* jiffies64 of the last packet; of a cached flow, within a second */
 	__u64 packets[2];
 	__u64 bytes[2];
 	struct addr nat;	/* SVC: the backend. FLOW: the frontend the initiator sees, or 0 */
@@ -71,9 +90,81 @@ struct ct_entry {
 	__u32 service;		/* id of the frontend that made it; 0: none */
 	__u16 endpoint[2];	/* endpoint ids of both sides; 0: not here */
 	__u8 state;		/* enum ct_state */
-	__u8 pad[3];
+	__u8 tether[2];		/* enum ct_tether */
+	__u8 pad;
 	__u32 flags;		/* enum ct_flags */
-	__u32 pad2;
+	__u32 life;
+	__u32 policy;		/* generation of the policies that allowed it */
+	__u32 confirmed;	/* the last roll call that its owner answered */
+};
+
+#define CT_LIFE_CLAIMED 1u
+
+/* The flows of a socket that its storage has room for. */
+#define SOCKET_FLOWS 4
+
+/* A flow by the key of its FLOW entry, and which side of it the socket is. */
+struct socket_flow {
+	struct ct_key key;
+	__u8 used;
+	__u8 side;
+	__u8 pad[6];
+};
+
+/*
+ * What becomes of the next packet of the socket's first flow, so that it needs no
+ * table: from the tuple that the socket sends to the one that goes on.
+ */
+struct socket_cache {
+	struct addr src, dst;		/* as sent */
+	struct addr to_src, to_dst;	/* as it goes on */
+	__be16 sport, dport;
+	__be16 to_sport, to_dport;
+	__u32 generation;	/* of mooring_shared when it was decided; 0: nothing is cached */
+	__u32 ifindex;		/* the host end of the interface it is sent from */
+	__u32 to_ifindex;	/* the pod's of this node that it is for; 0: the stack routes it */
+	__u32 addresses;	/* what the change of addresses adds to a checksum */
+	__u32 ports;		/* and of the ports */
+	__u32 backend, backend_generation, service;
+	__u16 from_id, to_id;	/* endpoints */
+	__u8 mac[6];		/* source and destination of the frame as sent */
+	__u8 gateway[6];
+	__u8 to_mac[6];		/* and as it goes on */
+	__u8 to_host_mac[6];
+	__u8 proto;
+	__u8 pad[3];
+	__u64 packets, bytes;	/* as the entry is to have them */
+	__u64 synced;		/* jiffies64 when it got them */
+};
+
+enum socket_flags {
+	SOCKET_DEAD = 1 << 0,		/* its end was noticed: nothing is made for its last packets */
+	SOCKET_TIMEWAIT = 1 << 1,	/* its flow has passed to a TIME_WAIT mini-socket */
+	SOCKET_CROWD = 1 << 2,		/* it has flows that found no room here */
+};
+
+/* What a pod's socket knows of its flows: the value of mooring_sockets. */
+struct socket_state {
+	__u64 cookie;
+	__u32 flags;		/* enum socket_flags */
+	__u32 pad;
+	struct socket_cache cache;
+	struct socket_flow flow[SOCKET_FLOWS];
+};
+
+/* An entry whose socket has ended, until its grace is over. */
+struct ending {
+	struct ct_key key;
+	__u64 due;		/* jiffies64 */
+	__u32 life;		/* the entry's: another means that it was taken over */
+	__u32 grace;		/* jiffies without a packet */
+};
+
+/* How ends of sockets are noticed. */
+enum hook_mode {
+	HOOK_OFF = 0,		/* not at all: timers only */
+	HOOK_TRACEPOINT = 1,	/* tp_btf for TCP, cgroup/sock_release for the rest */
+	HOOK_TRAMPOLINE = 2,	/* fentry, after the last packet */
 };
 
 /* A pod's interface, by each of its addresses. */
@@ -175,6 +266,7 @@ enum drop_reason {
 	DROP_REWRITE,			/* the kernel refused to change the packet */
 	DROP_ICMP_UNRELATED,		/* an ICMP error to a service address about no flow of ours */
 	DROP_NO_FLOW,			/* a TCP reset to a service that belongs to no flow */
+	DROP_TUPLE_BUSY,		/* the last flow's entry is being deleted this very moment: sent again, it passes */
 	DROP_REASONS,
 };
 
@@ -201,6 +293,13 @@ enum ct_stat {
 	CT_STAT_DELETED_FLUSH,
 	CT_STAT_INSERT_FAILED,
 	CT_STAT_DELETE_FAILED,
+	CT_STAT_EBUSY,			/* of the failures above, by errno: before 6.15 */
+	CT_STAT_EDEADLK,		/* and since */
+	CT_STAT_ETIMEDOUT,
+	CT_STAT_PROMOTED,		/* from mooring_ct_embryonic to mooring_ct */
+	CT_STAT_NO_STORAGE,		/* a live socket whose storage the kernel refused: timers end its flow */
+	CT_STAT_CROWDS,			/* sockets with crowds that have ended */
+	CT_STAT_GRACE_FULL,		/* no room among the endings: deleted without grace */
 	CT_STATS,
 };
 
@@ -226,23 +325,39 @@ struct event {
 /* What the daemon changes while programs run; one element. */
 struct shared {
 	__u32 monitors;		/* how many watch events: none are written for nobody */
-	__u32 pad;
+	__u32 generation;	/* never 0; another one voids every decision that a socket has cached */
 };
 
-/* One pass over the table: in, what to delete; out, what was found. */
+/* Entries in mooring_ct, counted by who makes and deletes them; one element. */
+struct ct_live {
+	__u64 entries;
+};
+
+/* One pass over the tables: in, what to delete; out, what was found. */
 struct sweep {
 	__u64 timeout[4][3];	/* in, jiffies: [enum ct_state][enum sweep_proto] */
 	__u64 svc_timeout;	/* in, jiffies: what a SVC entry gets on top */
+	__u64 missing_timeout;	/* in, jiffies: after which an owner that answers no roll call is gone; 0: no roll was called */
+	__u32 roll_call;	/* in: number of the roll call */
 	__u8 flush;		/* in: delete everything */
 	__u8 gone_backends;	/* in: delete entries whose backend is gone */
 	__u8 gone_endpoints;	/* in: delete entries whose endpoint is gone */
-	__u8 pad[5];
+	__u8 gone_crowds;	/* in: delete entries of the sockets in mooring_crowds */
 	__u64 now;		/* out, jiffies64 */
 	__u64 scanned;
-	__u64 entries;		/* left after the pass */
+	__u64 entries;		/* left after the pass, in both tables */
+	__u64 embryonic;	/* of them in mooring_ct_embryonic */
 	__u64 tethered;
 	__u64 expired, endpoint, backend, flushed;	/* deleted, by reason */
+	__u64 socket;		/* deleted: crowds, and ends that a hook missed */
 	__u64 failed;
+};
+
+/* One look at the endings. */
+struct burial {
+	__u64 now;		/* out, jiffies64 */
+	__u32 deleted;		/* out */
+	__u32 pad;
 };
 
 /* Both clocks at one moment. */
@@ -261,6 +376,8 @@ _Static_assert(sizeof(struct ct_key) == 40, "ct_key is a hash key: no padding");
 _Static_assert(sizeof(struct svc_key) == 24, "svc_key is a hash key: no padding");
 _Static_assert(sizeof(struct affinity_key) == 24, "affinity_key is a hash key: no padding");
 _Static_assert(sizeof(struct frag_key) == 40, "frag_key is a hash key: no padding");
-_Static_assert(sizeof(struct ct_entry) == 120, "with its key two and a half cache lines");
+_Static_assert(sizeof(struct ct_entry) == 128, "two cache lines");
+_Static_assert(sizeof(struct socket_flow) == 48, "no padding");
+_Static_assert(sizeof(struct ending) == 56, "no padding");
 
 #endif

@@ -14,7 +14,16 @@ volatile const struct addr hairpin_v6 = {
 	.b = { 0xfd, 0x6d, 0x6f, 0x6f, 0x72, 0x69, 0x6e, 0x67, 0, 0, 0, 0, 0, 0, 0, 2 },
 };
 
-/* Jiffies in a second: what session affinity's timeout is counted in. */
+/* Jiffies in a second (CONFIG_HZ): what every time here is counted in. */
 volatile const __u64 jiffies_per_second = 250;
+
+/* enum hook_mode: whether somebody will notice the end of the sockets that own entries. */
+volatile const __u8 hook_mode = HOOK_OFF;
+
+/* A pod's own socket gets its entry in mooring_ct at once while that has no more than this. */
+volatile const __u64 ct_direct_limit = 0;
+
+/* Whether a socket keeps the decision for its flow, so that the next packet needs no table. */
+volatile const __u8 cache_decisions = 1;
 
 #endif

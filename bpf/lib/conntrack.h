@@ -1,15 +1,22 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * The connection table: one CT_FLOW entry per flow on the wire, found from both
- * directions, and one CT_SVC entry per flow through a frontend. Values change in
- * place: an update of an LRU key takes a fresh node and may evict another's.
+ * directions, and one CT_SVC entry per flow through a frontend. It is two maps:
+ * flows that nobody answered yet, which cost a flood nothing to make, never push
+ * one out that was answered. Values change in place: an update of an LRU key
+ * takes a fresh node and may evict another's. struct ct_entry says who may delete.
  */
 #ifndef MOORING_CONNTRACK_H
 #define MOORING_CONNTRACK_H
 
+#include "config.h"
 #include "parse.h"
 #include "finish.h"
 #include "rewrite.h"
+#include "entry.h"
+
+/* How often a look is taken at an entry that is on its way out before the packet is given up. */
+#define CT_PATIENCE 16
 
 /* An entry in the making: the stack of a program is 512 bytes. */
 struct ct_draft {
@@ -32,36 +39,6 @@ ALWAYS struct ct_draft *ct_draft(void)
 	if (d)
 		__builtin_memset(&d->entry, 0, sizeof(d->entry));
 	return d;
-}
-
-ALWAYS void ct_count(__u32 stat)
-{
-	__u64 *n = bpf_map_lookup_elem(&mooring_ct_stats, &stat);
-
-	if (n)
-		*n += 1;
-}
-
-/* The key of the flow between two ends; returns 1 when the first is the higher end. */
-ALWAYS int ct_flow_key(struct ct_key *k, const struct addr *a, __be16 aport,
-		       const struct addr *b, __be16 bport, __u8 proto)
-{
-	int high;
-
-	if (words(a)[0] != words(b)[0])
-		high = words(a)[0] > words(b)[0];
-	else if (words(a)[1] != words(b)[1])
-		high = words(a)[1] > words(b)[1];
-	else
-		high = aport > bport;
-	k->addr[0] = high ? *b : *a;
-	k->addr[1] = high ? *a : *b;
-	k->port[0] = high ? bport : aport;
-	k->port[1] = high ? aport : bport;
-	k->proto = proto;
-	k->type = CT_FLOW;
-	k->pad = 0;
-	return high;
 }
 
 ALWAYS void ct_svc_key(struct ct_key *k, const struct pkt *p)
@@ -87,8 +64,11 @@ ALWAYS struct ct_entry *ct_find(struct pkt *p)
 {
 	struct ct_key key;
 	int high = ct_flow_key(&key, &p->src, p->sport, &p->dst, p->dport, p->proto);
-	struct ct_entry *e = bpf_map_lookup_elem(&mooring_ct, &key);
+	struct ct_entry *e = ct_at(&key);
 
+	/* An answer heard elsewhere may have moved it between the two looks. */
+	if (!e && !tcp_opens(p))
+		e = bpf_map_lookup_elem(&mooring_ct, &key);
 	if (e && high != !!(e->flags & CT_F_INITIATOR_HIGH))
 		p->flags |= PKT_REPLY;
 	else
@@ -96,24 +76,104 @@ ALWAYS struct ct_entry *ct_find(struct pkt *p)
 	return e;
 }
 
+ALWAYS __u32 generation(void)
+{
+	__u32 zero = 0;
+	struct shared *s = bpf_map_lookup_elem(&mooring_shared, &zero);
+
+	return s ? s->generation : 0;
+}
+
+/* How the packet was when it came in: translation changes src and dst. */
+ALWAYS int ct_keep(struct pkt *p)
+{
+	p->generation = generation();
+	p->sent_src = p->src;
+	p->sent_dst = p->dst;
+	p->sent_sport = p->sport;
+	p->sent_dport = p->dport;
+	return NEXT;
+}
+
+/* The key of a packet's flow after translation: the backend's side is the wire's. */
+ALWAYS void ct_wire_key(struct ct_key *k, const struct pkt *p)
+{
+	if (p->flags & PKT_REPLY) {
+		ct_flow_key(k, &p->sent_src, p->sent_sport, &p->sent_dst, p->sent_dport, p->proto);
+		/* Keeps the branches apart: clang 19 else chooses between the addresses by arithmetic on pointers. */
+		asm volatile("" ::: "memory");
+	} else {
+		ct_flow_key(k, &p->src, p->sport, &p->dst, p->dport, p->proto);
+	}
+}
+
 ALWAYS int flow_over(const struct ct_entry *e)
 {
 	return e->state >= CT_CLOSING;
 }
 
+/*
+ * Another connection on the tuple of one that is over, which takes its entry over:
+ * a SYN from either side, or what a live socket begins where the last one has ended.
+ */
+ALWAYS int ct_anew(const struct ct_entry *e, const struct pkt *p)
+{
+	if (!flow_over(e))
+		return 0;
+	return tcp_opens(p) || ((e->flags & CT_F_ENDED) && (p->flags & PKT_OWNED) && !(p->flags & PKT_REPLY));
+}
+
 ALWAYS int ct_lookup(struct pkt *p)
 {
 	p->flow = ct_find(p);
-	/* The same ports again, from either side: another connection, another entry. */
-	if (p->flow && tcp_opens(p) && flow_over(p->flow)) {
+	if (p->flow && ct_anew(p->flow, p)) {
 		p->flow = NULL;
 		p->flags &= ~PKT_REPLY;
 	}
 	return NEXT;
 }
 
+/* Move a flow that was answered, or the SVC entry of one, to where no flood reaches it. */
+RARELY int ct_promote(struct ct_key *key)
+{
+	struct ct_draft *d = ct_draft();
+	struct ct_entry *e;
+	long err;
+
+	if (!key || !d)
+		return 0;
+	e = bpf_map_lookup_elem(&mooring_ct_embryonic, key);
+	if (!e)
+		return 0;
+	d->entry = *e;
+	d->entry.flags &= ~CT_F_EMBRYONIC;
+	d->entry.life &= ~CT_LIFE_CLAIMED;
+	err = bpf_map_update_elem(&mooring_ct, key, &d->entry, BPF_NOEXIST);
+	if (err && err != -EEXIST) {
+		ct_count_failure(CT_STAT_INSERT_FAILED, err);
+		return 0;
+	}
+	if (!err) {
+		ct_live_add(1);
+		ct_count(CT_STAT_PROMOTED);
+	}
+	if (ct_claim(e, e->life))
+		bpf_map_delete_elem(&mooring_ct_embryonic, key);
+	return 1;
+}
+
+RARELY int ct_promote_flow(struct pkt *p)
+{
+	struct ct_key key;
+
+	if (!p)
+		return 0;
+	ct_wire_key(&key, p);
+	return ct_promote(&key);
+}
+
 /* The SVC entry lives as long as its flow: it follows every change of state, whoever caused it. */
-ALWAYS void ct_mirror(const struct ct_entry *e, const struct pkt *p)
+static __noinline void ct_mirror(const struct ct_entry *e, const struct pkt *p, int promote)
 {
 	int reply = p->flags & PKT_REPLY;
 	struct ct_entry *svc;
@@ -121,24 +181,25 @@ ALWAYS void ct_mirror(const struct ct_entry *e, const struct pkt *p)
 
 	if (!e->service)
 		return;
-	key.addr[0] = e->flags & CT_F_HAIRPIN ? e->origin : reply ? p->dst : p->src;
-	key.addr[1] = e->nat;
-	key.port[0] = reply ? p->dport : p->sport;
-	key.port[1] = e->nat_port;
-	key.proto = p->proto;
-	key.type = CT_SVC;
-	key.pad = 0;
-	svc = bpf_map_lookup_elem(&mooring_ct, &key);
-	if (svc && svc->backend == e->backend)
-		svc->state = e->state;
+	ct_svc_key_of(&key, e, reply ? &p->dst : &p->src, reply ? p->dport : p->sport, p->proto);
+	svc = ct_at(&key);
+	if (!svc || svc->backend != e->backend)
+		return;
+	svc->state = e->state;
+	if (promote && (svc->flags & CT_F_EMBRYONIC))
+		ct_promote(&key);
 }
 
-/* State from this packet, RFC 9293 flags for TCP, who was heard for the rest. */
-ALWAYS void ct_update(struct ct_entry *e, const struct pkt *p)
+/*
+ * State from this packet, RFC 9293 flags for TCP, who was heard for the rest.
+ * Returns 1 when the entry belongs to those that were answered and is not there.
+ */
+ALWAYS int ct_update(struct ct_entry *e, const struct pkt *p)
 {
 	__u32 reply = !!(p->flags & PKT_REPLY);
 	__u32 flags = e->flags;
 	__u8 state = e->state;
+	int promote = 0;
 
 	__sync_fetch_and_add(&e->packets[reply], 1);
 	__sync_fetch_and_add(&e->bytes[reply], p->len);
@@ -146,7 +207,7 @@ ALWAYS void ct_update(struct ct_entry *e, const struct pkt *p)
 
 	if (p->proto == IPPROTO_TCP && !(p->flags & PKT_LATER_FRAGMENT)) {
 		if (tcp_opens(p) && !reply && state != CT_NEW) {
-			flags &= ~(CT_F_FIN_INITIATOR | CT_F_FIN_RESPONDER | CT_F_REPLIED | CT_F_RST);
+			flags &= ~(CT_F_FIN_INITIATOR | CT_F_FIN_RESPONDER | CT_F_REPLIED | CT_F_RST | CT_F_ENDED);
 			state = CT_NEW;
 		}
 		if (reply && !(p->tcp_flags & TCP_RST))
@@ -167,22 +228,109 @@ ALWAYS void ct_update(struct ct_entry *e, const struct pkt *p)
 		flags |= CT_F_REPLIED;
 		state = CT_ESTABLISHED;
 	}
+	promote = (flags & (CT_F_EMBRYONIC | CT_F_REPLIED)) == (CT_F_EMBRYONIC | CT_F_REPLIED);
 	if (flags != e->flags)
 		e->flags = flags;
-	if (state != e->state) {
+	if (state != e->state || promote) {
 		e->state = state;
-		ct_mirror(e, p);
+		ct_mirror(e, p, promote);
 	}
+	return promote;
 }
 
-ALWAYS int ct_insert(const struct ct_draft *d)
+/* Overwrite an entry with the next flow on its tuple, unless somebody is deleting it. */
+ALWAYS int ct_take_over(struct ct_entry *e, const struct ct_entry *next)
 {
-	if (bpf_map_update_elem(&mooring_ct, &d->key, &d->entry, BPF_ANY)) {
-		ct_count(CT_STAT_INSERT_FAILED);
-		return -DROP_CONNTRACK_FULL;
+	__u32 life = e->life;
+	__u32 place = e->flags & CT_F_EMBRYONIC;
+
+	if ((life & CT_LIFE_CLAIMED) ||
+	    __sync_val_compare_and_swap(&e->life, life, life + 2) != life)
+		return 0;
+	e->cookie[0] = next->cookie[0];
+	e->cookie[1] = next->cookie[1];
+	e->seen = next->seen;
+	e->packets[0] = next->packets[0];
+	e->packets[1] = 0;
+	e->bytes[0] = next->bytes[0];
+	e->bytes[1] = 0;
+	e->nat = next->nat;
+	e->origin = next->origin;
+	e->nat_port = next->nat_port;
+	e->origin_port = next->origin_port;
+	e->backend = next->backend;
+	e->backend_generation = next->backend_generation;
+	e->service = next->service;
+	e->endpoint[0] = next->endpoint[0];
+	e->endpoint[1] = next->endpoint[1];
+	e->state = next->state;
+	e->tether[0] = next->tether[0];
+	e->tether[1] = 0;
+	e->flags = next->flags | place;
+	e->policy = next->policy;
+	e->confirmed = 0;
+	return 1;
+}
+
+/*
+ * Put the draft into the table. What an earlier flow left under the key is taken
+ * over: callers have made sure that no live flow is there, except that for a
+ * moment the last one may still be on its way out.
+ */
+ALWAYS int ct_put(struct ct_draft *d)
+{
+	/* A pod's own live socket vouches for its flow; of others it is not known who made them up. */
+	int direct = d->entry.cookie[0] && ct_live_entries() < ct_direct_limit;
+	struct ct_entry *e;
+	long err;
+
+	d->entry.life = bpf_get_prandom_u32() & ~CT_LIFE_CLAIMED;
+	if (!direct)
+		d->entry.flags |= CT_F_EMBRYONIC;
+	for (int i = 0; i < CT_PATIENCE; i++) {
+		if (!direct || i) {
+			e = ct_at(&d->key);
+			if (e) {
+				if (ct_take_over(e, &d->entry)) {
+					ct_count(CT_STAT_CREATED);
+					return NEXT;
+				}
+				continue;
+			}
+		}
+		if (direct)
+			err = bpf_map_update_elem(&mooring_ct, &d->key, &d->entry, BPF_NOEXIST);
+		else
+			err = bpf_map_update_elem(&mooring_ct_embryonic, &d->key, &d->entry, BPF_NOEXIST);
+		if (!err) {
+			if (direct)
+				ct_live_add(1);
+			ct_count(CT_STAT_CREATED);
+			return NEXT;
+		}
+		if (err != -EEXIST) {
+			ct_count_failure(CT_STAT_INSERT_FAILED, err);
+			return -DROP_CONNTRACK_FULL;
+		}
 	}
-	ct_count(CT_STAT_CREATED);
-	return NEXT;
+	return -DROP_TUPLE_BUSY;
+}
+
+/* How firmly the packet's socket holds the entry that it makes. */
+ALWAYS __u8 ct_tether_of(const struct pkt *p)
+{
+	if (!p->cookie)
+		return TETHER_NONE;
+	return p->flags & PKT_OWNER_CONNECTED ? TETHER_HELD : TETHER_LOOSE;
+}
+
+/* An entry whose socket has ended before it was made is buried at once. */
+ALWAYS void ct_stillborn(const struct ct_draft *d)
+{
+	struct ct_entry *e = ct_at(&d->key);
+
+	if (e)
+		ct_bury(&d->key, e, 0);
 }
 
 /* An entry for the flow as it is on the wire now, begun by this packet. */
@@ -210,11 +358,15 @@ RARELY int ct_create(struct pkt *p)
 		e->origin = p->dst;
 		e->origin_port = p->sport;
 	}
+	e->cookie[0] = p->cookie;
+	e->tether[0] = ct_tether_of(p);
 	e->seen = bpf_jiffies64();
 	e->packets[0] = 1;
 	e->bytes[0] = p->len;
-	e->nat = p->nat;
-	e->nat_port = p->nat_port;
+	if (p->service) {
+		e->nat = p->sent_dst;
+		e->nat_port = p->sent_dport;
+	}
 	e->backend = p->backend;
 	e->backend_generation = p->backend_generation;
 	e->service = p->service;
@@ -223,7 +375,9 @@ RARELY int ct_create(struct pkt *p)
 	/* Picked up in the middle: after a flush, an eviction, or a start on a running node. */
 	if (p->proto == IPPROTO_TCP && !tcp_opens(p))
 		e->state = CT_ESTABLISHED;
-	ret = ct_insert(d);
+	ret = ct_put(d);
+	if (!ret && (p->flags & PKT_OWNER_DYING))
+		ct_stillborn(d);
 	if (!ret && monitored())
 		report(p, EVENT_NEW, 0);
 	return ret;
@@ -239,35 +393,17 @@ ALWAYS int ct_commit(struct pkt *p)
 	int ret;
 
 	if (p->flow) {
-		ct_update(p->flow, p);
+		if (ct_update(p->flow, p))
+			ct_promote_flow(p);
 		return NEXT;
 	}
 	if (p->proto == IPPROTO_TCP && (p->tcp_flags & TCP_RST))
 		return NEXT;
+	/* Of a socket that is at its end only a datagram to a service may still be answered. */
+	if ((p->flags & PKT_OWNER_DYING) && (p->proto == IPPROTO_TCP || !service))
+		return NEXT;
 	ret = ct_create(p);
 	return service ? ret : NEXT;
-}
-
-/* What the responder sent goes back under the name that the initiator knows. */
-ALWAYS int ct_untranslate(ctx_t *ctx, struct pkt *p)
-{
-	struct ct_entry *e = p->flow;
-	struct addr nat, origin;
-	__be16 nat_port, origin_port;
-	int ret = NEXT;
-
-	if (!e || !(p->flags & PKT_REPLY))
-		return NEXT;
-	nat = e->nat;
-	nat_port = e->nat_port;
-	origin = e->origin;
-	origin_port = e->origin_port;
-	if (!addr_zero(&nat))
-		ret = rewrite(ctx, p, SOURCE, &nat, nat_port);
-	if (!ret && !addr_zero(&origin))
-		ret = rewrite_destination(ctx, p, &origin, origin_port);
-	p->flow = e;	/* which the verifier forgot over the call */
-	return ret;
 }
 
 #endif

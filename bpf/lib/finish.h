@@ -26,10 +26,15 @@ RARELY int report(struct pkt *p, __u8 kind, __u8 reason)
 	e->time = bpf_ktime_get_ns();
 	e->src = p->src;
 	e->dst = p->dst;
-	e->nat = p->nat;
+	if (p->service) {
+		e->nat = p->sent_dst;
+		e->nat_port = p->sent_dport;
+	} else {
+		__builtin_memset(&e->nat, 0, sizeof(e->nat));
+		e->nat_port = 0;
+	}
 	e->sport = p->sport;
 	e->dport = p->dport;
-	e->nat_port = p->nat_port;
 	e->endpoint = p->from_id ?: p->to_id;
 	e->len = p->len;
 	e->kind = kind;

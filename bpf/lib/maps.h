@@ -19,6 +19,64 @@ struct {
 	__type(value, struct ct_entry);
 } mooring_ct SEC(".maps");
 
+/*
+ * Flows that nobody answered yet, and under pressure those that are over: what a
+ * flood makes evicts only its like. Written by the programs, as mooring_ct.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct ct_key);
+	__type(value, struct ct_entry);
+} mooring_ct_embryonic SEC(".maps");
+
+/* Written by the programs; the sweep sets it right. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct ct_live);
+} mooring_ct_live SEC(".maps");
+
+/* The pods' sockets. Written by the programs; the kernel frees a value with its socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, int);
+	__type(value, struct socket_state);
+} mooring_sockets SEC(".maps");
+
+/*
+ * Entries of ended sockets in the order in which they are due: for each of the two
+ * graces, so that the first is always the next. Written by the programs of
+ * sock.c, taken out by sweep.c.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 65536);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(value, struct ending);
+} mooring_ended SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 131072);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(value, struct ending);
+} mooring_timewait SEC(".maps");
+
+/* Ended sockets by cookie that had more flows than they knew. Written by sock.c. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u64);
+	__type(value, __u64);
+} mooring_crowds SEC(".maps");
+
 /* Counted by the programs per CPU, read by the daemon: enum ct_stat. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -30,24 +30,30 @@ enum pkt_flags {
 	PKT_ICMP_ERROR = 1 << 2,	/* about another packet, which it quotes */
 	PKT_REPLY = 1 << 3,		/* from the flow's responder */
 	PKT_HAIRPIN = 1 << 4,		/* the pod is its own backend */
+	PKT_OWNER_DYING = 1 << 5,	/* its socket is at its end: nothing is to be made for it */
+	PKT_OWNER_CONNECTED = 1 << 6,	/* its socket has this flow only */
+	PKT_OWNED = 1 << 7,		/* by a live socket with storage */
 };
 
 struct pkt {
-	struct addr src, dst;
+	struct addr src, dst;		/* as they are now */
+	struct addr sent_src, sent_dst;	/* as it came in, before translation */
 	__be16 sport, dport;
+	__be16 sent_sport, sent_dport;
 	__u8 proto;
 	__u8 tcp_flags;		/* the 13th byte of the TCP header */
-	__u8 v6;
+	__u8 v6 : 1;
+	__u8 direction : 7;	/* enum direction: which hook this is */
 	__u8 flags;		/* enum pkt_flags */
 	__u16 l3, l4;		/* offsets */
 	__u16 from_id, to_id;	/* endpoint ids, 0: not here */
 	__u32 len;		/* of the frame, bytes */
-	__u8 direction;		/* enum direction: which hook this is */
-	struct ct_entry *flow;	/* the entry of the flow on the wire, after ct_lookup() */
 	__u32 to_ifindex;	/* set with TO_POD */
-	struct addr nat;	/* the frontend that was translated, for new entries and events */
-	__be16 nat_port;
-	__u32 backend, backend_generation, service;
+	__u32 backend, backend_generation;
+	__u32 service;		/* set when sent_dst is a frontend that was translated */
+	__u32 generation;	/* of mooring_shared when the walk began */
+	__u64 cookie;		/* of the packet's own, live socket; 0: it has none, or nobody notices its end */
+	struct ct_entry *flow;	/* the entry of the flow on the wire, after ct_lookup() */
 };
 
 #define ALWAYS static __always_inline
@@ -91,6 +97,11 @@ ALWAYS int addr_mapped(const struct addr *a)
 ALWAYS __be32 addr_v4(const struct addr *a)
 {
 	return ((__be32 *)a->b)[3];
+}
+
+ALWAYS int addr_is_v4(const struct addr *a)
+{
+	return !words(a)[0] && ((__be32 *)a->b)[2] == bpf_htonl(0xffff);
 }
 
 ALWAYS void addr_from_v6(struct addr *a, const struct in6_addr *v6)

@@ -5,6 +5,7 @@
 
 #include "config.h"
 #include "conntrack.h"
+#include "socket.h"
 #include "icmp.h"
 
 #define BACKEND_TRIES 4
@@ -101,18 +102,42 @@ ALWAYS struct ct_entry *svc_flow(const struct pkt *p, const struct addr *addr, _
 	if (addr_eq(addr, &p->src))
 		src = p->v6 ? *(struct addr *)&hairpin_v6 : *(struct addr *)&hairpin_v4;
 	ct_flow_key(&key, &src, p->sport, addr, port, p->proto);
-	return bpf_map_lookup_elem(&mooring_ct, &key);
+	return ct_at(&key);
+}
+
+/* Remember the decision that p holds, for packets that have no socket to remember it. */
+ALWAYS int svc_remember(struct pkt *p, const struct backend *b)
+{
+	struct ct_draft *d = ct_draft();
+	struct ct_entry *e;
+
+	if (!d)
+		return -DROP_CONNTRACK_FULL;
+	e = &d->entry;
+	ct_svc_key(&d->key, p);
+	e->cookie[0] = p->cookie;
+	e->tether[0] = ct_tether_of(p);
+	e->seen = bpf_jiffies64();
+	e->packets[0] = 1;
+	e->bytes[0] = p->len;
+	e->nat = b->addr;
+	e->nat_port = b->port;
+	e->backend = p->backend;
+	e->backend_generation = p->backend_generation;
+	e->service = p->service;
+	e->endpoint[0] = p->from_id;
+	e->flags = p->from_id ? CT_F_EGRESS : 0;
+	return ct_put(d);
 }
 
 /* A new flow through a frontend: choose a backend and remember the choice. */
 RARELY int svc_open(struct pkt *p)
 {
-	struct ct_draft *d = ct_draft();
-	struct ct_entry *e, *taken;
+	struct ct_entry *taken;
 	struct backend *b;
 	struct svc *s;
 
-	if (!p || !d)
+	if (!p)
 		return -DROP_CONNTRACK_FULL;
 	s = svc_find(&p->dst, p->dport, p->proto);
 	if (!s)
@@ -142,34 +167,40 @@ chosen:
 	p->backend_generation = b->generation;
 	p->service = s->id;
 	svc_remember_affinity(s, p, &p->src);
-
-	e = &d->entry;
-	ct_svc_key(&d->key, p);
-	e->seen = bpf_jiffies64();
-	e->packets[0] = 1;
-	e->bytes[0] = p->len;
-	e->nat = b->addr;
-	e->nat_port = b->port;
-	e->backend = p->backend;
-	e->backend_generation = p->backend_generation;
-	e->service = s->id;
-	e->endpoint[0] = p->from_id;
-	e->flags = p->from_id ? CT_F_EGRESS : 0;
-	return ct_insert(d);
+	return svc_remember(p, b);
 }
 
-/* The backend that the flow's SVC entry names, unless the flow begins anew. */
+/* A flow whose SVC entry is gone while its socket still knows the backend. */
+RARELY int svc_reopen(struct pkt *p)
+{
+	struct backend *b;
+
+	if (!p)
+		return -DROP_CONNTRACK_FULL;
+	b = backend_of(p->backend, p->backend_generation);
+	if (!b)
+		return svc_open(p);
+	svc_remember(p, b);
+	/* The socket knows: what cannot be remembered twice goes on all the same. */
+	return NEXT;
+}
+
+/*
+ * The backend that the flow's SVC entry names, unless the flow begins anew: with a
+ * SYN that is not one repeated, or because another socket has the port now.
+ */
 ALWAYS int svc_continue(struct pkt *p)
 {
 	struct ct_entry *e, *flow;
 	struct ct_key key;
 
 	ct_svc_key(&key, p);
-	e = bpf_map_lookup_elem(&mooring_ct, &key);
+	e = ct_at(&key);
 	if (!e || !backend_of(e->backend, e->backend_generation))
 		return 0;
+	if (p->cookie && e->cookie[0] != p->cookie)
+		return 0;
 	if (tcp_opens(p)) {
-		/* Only a repeated SYN keeps its backend: a port used again does not. */
 		flow = svc_flow(p, &e->nat, e->nat_port);
 		if (!flow || flow->state != CT_NEW)
 			return 0;
@@ -183,6 +214,28 @@ ALWAYS int svc_continue(struct pkt *p)
 	return 1;
 }
 
+/* Name the backend of a packet to a frontend. Returns NEXT with p->service 0 where it is to none. */
+RARELY int svc_decide(ctx_t *ctx, struct pkt *p)
+{
+	int l4;
+
+	if (!p)
+		return -DROP_NO_BACKEND;
+	l4 = p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP;
+	if (l4 && svc_continue(p))
+		return NEXT;
+	if (!svc_find(&p->dst, p->dport, p->proto)) {
+		if (!svc_find(&p->dst, 0, 0))
+			return NEXT;
+		return l4 ? -DROP_NO_PORT : -DROP_PROTOCOL;
+	}
+	if ((p->flags & PKT_OWNED) && !tcp_opens(p) && socket_decision(ctx, p))
+		return svc_reopen(p);
+	if (p->proto == IPPROTO_TCP && ((p->tcp_flags & TCP_RST) || (p->flags & PKT_OWNER_DYING)))
+		return -DROP_NO_FLOW;
+	return svc_open(p);
+}
+
 /* A packet to a frontend goes to the backend that its flow has, or gets one. */
 ALWAYS int svc_translate(ctx_t *ctx, struct pkt *p)
 {
@@ -193,35 +246,52 @@ ALWAYS int svc_translate(ctx_t *ctx, struct pkt *p)
 
 	if (p->flow)
 		return NEXT;
-	if ((p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP) || !svc_continue(p)) {
-		if (!svc_find(&p->dst, p->dport, p->proto)) {
-			if (!svc_find(&p->dst, 0, 0))
-				return NEXT;
-			if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP)
-				return -DROP_PROTOCOL;
-			return -DROP_NO_PORT;
-		}
-		if (p->proto == IPPROTO_TCP && (p->tcp_flags & TCP_RST))
-			return -DROP_NO_FLOW;
-		ret = svc_open(p);
+	if (p->flags & PKT_OWNER_DYING) {
+		ret = socket_last_words(ctx, p);
+		p->flow = NULL;
 		if (ret)
-			return ret;
+			return ret < 0 ? ret : NEXT;
+	}
+	ret = svc_decide(ctx, p);
+	if (ret || !p->service) {
+		p->flow = NULL;
+		return ret;
 	}
 	b = backend_at(p->backend);
 	if (!b)
 		return -DROP_NO_BACKEND;
 	addr = b->addr;
 	port = b->port;
-	p->nat = p->dst;
-	p->nat_port = p->dport;
 	ret = svc_rewrite(ctx, p, &addr, port);
 	if (ret)
 		return ret;
 	ct_lookup(p);
 	/* Left by an earlier flow on these ports: made again with today's names. */
-	if (p->flow && (p->flow->service != p->service || p->flow->nat_port != p->nat_port))
+	if (p->flow && (p->flow->service != p->service || p->flow->nat_port != p->sent_dport))
 		p->flow = NULL;
 	return NEXT;
+}
+
+/* What the responder sent goes back under the name that the initiator knows. */
+ALWAYS int svc_untranslate(ctx_t *ctx, struct pkt *p)
+{
+	struct ct_entry *e = p->flow;
+	struct addr nat, origin;
+	__be16 nat_port, origin_port;
+	int ret = NEXT;
+
+	if (!e || !(p->flags & PKT_REPLY))
+		return NEXT;
+	nat = e->nat;
+	nat_port = e->nat_port;
+	origin = e->origin;
+	origin_port = e->origin_port;
+	if (!addr_zero(&nat))
+		ret = rewrite(ctx, p, SOURCE, &nat, nat_port);
+	if (!ret && !addr_zero(&origin))
+		ret = rewrite_destination(ctx, p, &origin, origin_port);
+	p->flow = e;	/* which the verifier forgot over the call */
+	return ret;
 }
 
 #endif

@@ -4,6 +4,7 @@
 #define MOORING_SWEEP_H
 
 #include "conntrack.h"
+#include "entry.h"
 
 /* An end that was a pod of this node, by address and id: an address can have a new owner. */
 ALWAYS int endpoint_gone(const struct addr *a, __u16 id)
@@ -32,6 +33,26 @@ ALWAYS int endpoints_gone(const struct ct_key *k, const struct ct_entry *e)
 	return endpoint_gone(&initiator, e->endpoint[0]) || endpoint_gone(&responder, e->endpoint[1]);
 }
 
+/* A side whose socket lives: no timer ends the entry. */
+ALWAYS int held(const struct ct_entry *e)
+{
+	return (e->cookie[0] && e->tether[0] == TETHER_HELD) || (e->cookie[1] && e->tether[1] == TETHER_HELD);
+}
+
+/* A socket that had too many flows to know them all has ended. */
+ALWAYS int crowd_gone(const struct ct_entry *e, int side)
+{
+	__u64 cookie = e->cookie[side];
+
+	return cookie && e->tether[side] == TETHER_CROWD && bpf_map_lookup_elem(&mooring_crowds, &cookie);
+}
+
+ALWAYS int expired(const struct sweep *s, const struct ct_entry *e, __u64 timeout)
+{
+	/* A packet may have stamped it since the pass began. */
+	return (__s64)(s->now - e->seen) > (__s64)timeout;
+}
+
 /* Where the pass counts this entry's deletion, or NULL when it stays. */
 ALWAYS __u64 *sweep_deletes(struct sweep *s, const struct ct_key *k, const struct ct_entry *e)
 {
@@ -50,38 +71,59 @@ ALWAYS __u64 *sweep_deletes(struct sweep *s, const struct ct_key *k, const struc
 		if (b && (b->state == BACKEND_FREE || b->generation != e->backend_generation))
 			return &s->backend;
 	}
-	if (e->cookie[0] || e->cookie[1])
+	if (s->gone_crowds && (crowd_gone(e, 0) || crowd_gone(e, 1)))
+		return &s->socket;
+	if (held(e)) {
+		/* Its socket is not among those that live: its end was missed. */
+		if (s->missing_timeout && e->confirmed != s->roll_call && s->now - e->seen > s->missing_timeout)
+			return &s->socket;
 		return NULL;
-	/* Half closed may last as long as established: only a reset or both FINs end it. */
-	if (state == CT_CLOSING && !(e->flags & CT_F_RST))
+	}
+	/* Half closed may last as long as established: only a reset, both FINs or the socket's end finish it. */
+	if (state == CT_CLOSING && !(e->flags & (CT_F_RST | CT_F_ENDED)))
 		state = CT_ESTABLISHED;
 	timeout = s->timeout[state][proto];
 	/* A SVC entry hears only one direction: it must not end before its flow. */
 	if (k->type == CT_SVC)
 		timeout += s->svc_timeout;
-	if ((__s64)(s->now - e->seen) > (__s64)timeout)
+	if (expired(s, e, timeout))
 		return &s->expired;
 	return NULL;
 }
 
-static long sweep_entry(void *map, struct ct_key *k, struct ct_entry *e, struct sweep *s)
+ALWAYS long sweep_entry(struct ct_key *k, struct ct_entry *e, struct sweep *s)
 {
+	__u32 life = e->life;
+	__u64 seen = e->seen;
 	__u64 *deleted;
 
 	s->scanned++;
+	if (life & CT_LIFE_CLAIMED)
+		return 0;
 	deleted = sweep_deletes(s, k, e);
-	if (!deleted) {
-		s->entries++;
-		if (e->cookie[0] || e->cookie[1])
-			s->tethered++;
-		return 0;
+	/* Claimed first and looked at again: what a packet has touched in between stays. */
+	if (deleted && ct_claim(e, life)) {
+		if (deleted == &s->expired && e->seen != seen) {
+			__sync_fetch_and_and(&e->life, ~CT_LIFE_CLAIMED);
+		} else {
+			if (ct_delete_claimed(k, e))
+				*deleted += 1;
+			else
+				s->failed++;
+			return 0;
+		}
 	}
-	if (bpf_map_delete_elem(&mooring_ct, k)) {
-		s->failed++;
-		return 0;
-	}
-	*deleted += 1;
+	s->entries++;
+	if (e->flags & CT_F_EMBRYONIC)
+		s->embryonic++;
+	if (e->cookie[0] || e->cookie[1])
+		s->tethered++;
 	return 0;
+}
+
+static long sweep_live(void *map, struct ct_key *k, struct ct_entry *e, struct sweep *s)
+{
+	return sweep_entry(k, e, s);
 }
 
 #endif

@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The life of a conntrack entry, apart from packets: where it is found, who owns
+ * it, how it ends. For the hooks at the socket's end and the sweep as well.
+ */
+#ifndef MOORING_ENTRY_H
+#define MOORING_ENTRY_H
+
+#include "config.h"
+#include "pkt.h"
+
+#define EBUSY 16
+#define EEXIST 17
+#define EDEADLK 35
+#define ETIMEDOUT 110
+
+/* What a flow's entries outlive its sockets by, for packets that are on their way. */
+#define GRACE_TRAMPOLINE (jiffies_per_second / 2)
+#define GRACE_TRACEPOINT (jiffies_per_second * 2)
+/* TCP_TIMEWAIT_LEN of the kernel. */
+#define GRACE_TIMEWAIT (jiffies_per_second * 60)
+
+ALWAYS void ct_count(__u32 stat)
+{
+	__u64 *n = bpf_map_lookup_elem(&mooring_ct_stats, &stat);
+
+	if (n)
+		*n += 1;
+}
+
+ALWAYS void ct_count_failure(__u32 stat, long err)
+{
+	ct_count(stat);
+	if (err == -EBUSY)
+		ct_count(CT_STAT_EBUSY);
+	else if (err == -EDEADLK)
+		ct_count(CT_STAT_EDEADLK);
+	else if (err == -ETIMEDOUT)
+		ct_count(CT_STAT_ETIMEDOUT);
+}
+
+ALWAYS void ct_live_add(__u64 n)
+{
+	__u32 zero = 0;
+	struct ct_live *live = bpf_map_lookup_elem(&mooring_ct_live, &zero);
+
+	if (live)
+		__sync_fetch_and_add(&live->entries, n);
+}
+
+ALWAYS __u64 ct_live_entries(void)
+{
+	__u32 zero = 0;
+	struct ct_live *live = bpf_map_lookup_elem(&mooring_ct_live, &zero);
+
+	return live ? live->entries : 0;
+}
+
+/* The key of the flow between two ends; returns 1 when the first is the higher end. */
+ALWAYS int ct_flow_key(struct ct_key *k, const struct addr *a, __be16 aport,
+		       const struct addr *b, __be16 bport, __u8 proto)
+{
+	int high;
+
+	if (words(a)[0] != words(b)[0])
+		high = words(a)[0] > words(b)[0];
+	else if (words(a)[1] != words(b)[1])
+		high = words(a)[1] > words(b)[1];
+	else
+		high = aport > bport;
+	k->addr[0] = high ? *b : *a;
+	k->addr[1] = high ? *a : *b;
+	k->port[0] = high ? bport : aport;
+	k->port[1] = high ? aport : bport;
+	k->proto = proto;
+	k->type = CT_FLOW;
+	k->pad = 0;
+	return high;
+}
+
+ALWAYS struct ct_entry *ct_at(const struct ct_key *key)
+{
+	struct ct_entry *e = bpf_map_lookup_elem(&mooring_ct, key);
+
+	return e ?: bpf_map_lookup_elem(&mooring_ct_embryonic, key);
+}
+
+/* Whoever gets a true answer, and nobody else, deletes the entry. */
+ALWAYS int ct_claim(struct ct_entry *e, __u32 life)
+{
+	return !(life & CT_LIFE_CLAIMED) &&
+	       __sync_val_compare_and_swap(&e->life, life, life | CT_LIFE_CLAIMED) == life;
+}
+
+/* Delete a key whose entry was claimed. One that cannot be is given back, for the sweep to try again. */
+ALWAYS int ct_delete_claimed(const struct ct_key *key, struct ct_entry *e)
+{
+	int embryonic = e->flags & CT_F_EMBRYONIC;
+	long err;
+
+	if (embryonic)
+		err = bpf_map_delete_elem(&mooring_ct_embryonic, key);
+	else
+		err = bpf_map_delete_elem(&mooring_ct, key);
+	if (err == -EBUSY || err == -EDEADLK || err == -ETIMEDOUT) {
+		ct_count_failure(CT_STAT_DELETE_FAILED, err);
+		__sync_fetch_and_and(&e->life, ~CT_LIFE_CLAIMED);
+		return 0;
+	}
+	/* Evicted in between: the counts are of entries that were there. */
+	if (err)
+		return 0;
+	if (!embryonic)
+		ct_live_add(-1);
+	return 1;
+}
+
+/* The key of the SVC entry that belongs to a flow from this initiator. */
+ALWAYS void ct_svc_key_of(struct ct_key *k, const struct ct_entry *e,
+			  const struct addr *initiator, __be16 port, __u8 proto)
+{
+	int other = !addr_zero(&e->origin);
+
+	k->addr[0] = other ? e->origin : *initiator;
+	k->addr[1] = e->nat;
+	k->port[0] = other ? e->origin_port : port;
+	k->port[1] = e->nat_port;
+	k->proto = proto;
+	k->type = CT_SVC;
+	k->pad = 0;
+}
+
+ALWAYS void ct_svc_key_of_flow(struct ct_key *k, const struct ct_key *flow, const struct ct_entry *e)
+{
+	if (e->flags & CT_F_INITIATOR_HIGH) {
+		ct_svc_key_of(k, e, &flow->addr[1], flow->port[1], flow->proto);
+		/* Keeps the branches apart: clang 19 else chooses between the ends by arithmetic on pointers. */
+		asm volatile("" ::: "memory");
+	} else {
+		ct_svc_key_of(k, e, &flow->addr[0], flow->port[0], flow->proto);
+	}
+}
+
+/* Delete a flow's entry, and the SVC entry of the same decision. Returns how many went. */
+static __noinline int ct_end(const struct ct_key *flow, struct ct_entry *e, __u32 life, __u32 stat)
+{
+	struct ct_entry *svc;
+	struct ct_key key;
+	int n = 0;
+
+	if (e->service) {
+		ct_svc_key_of_flow(&key, flow, e);
+		svc = ct_at(&key);
+		if (svc && !svc->cookie[0] && svc->backend == e->backend &&
+		    svc->backend_generation == e->backend_generation && ct_claim(svc, svc->life) &&
+		    ct_delete_claimed(&key, svc)) {
+			ct_count(stat);
+			n++;
+		}
+	}
+	if (ct_claim(e, life) && ct_delete_claimed(flow, e)) {
+		ct_count(stat);
+		n++;
+	}
+	return n;
+}
+
+/* An ending in the making: the stack of a program and all that it calls is 512 bytes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct ending);
+} ct_endings SEC(".maps");
+
+/* Its sockets are gone: it ends when nothing was heard for the grace. */
+ALWAYS void ct_bury(const struct ct_key *flow, struct ct_entry *e, int timewait)
+{
+	__u32 zero = 0;
+	struct ending *end = bpf_map_lookup_elem(&ct_endings, &zero);
+	long err;
+
+	if (!end)
+		return;
+	end->key = *flow;
+	end->life = e->life;
+	if (timewait) {
+		end->grace = GRACE_TIMEWAIT;
+		end->due = bpf_jiffies64() + end->grace;
+		err = bpf_map_push_elem(&mooring_timewait, end, 0);
+		/* The sweep knows its timeout too. */
+		if (err)
+			ct_count(CT_STAT_GRACE_FULL);
+		return;
+	}
+	end->grace = hook_mode == HOOK_TRAMPOLINE ? GRACE_TRAMPOLINE : GRACE_TRACEPOINT;
+	end->due = bpf_jiffies64() + end->grace;
+	err = bpf_map_push_elem(&mooring_ended, end, 0);
+	if (err) {
+		ct_count(CT_STAT_GRACE_FULL);
+		ct_end(flow, e, e->life, CT_STAT_DELETED_SOCKET);
+	}
+}
+
+enum release {
+	RELEASE_GRACE,		/* packets may be on their way */
+	RELEASE_TIMEWAIT,	/* the flow is in TIME_WAIT from now on */
+	RELEASE_NOW,		/* nothing follows */
+	RELEASE_TIMEWAIT_OVER,	/* nothing follows, and TIME_WAIT has been waited for */
+};
+
+/*
+ * A socket lets go of its flow. The entry ends with the last of its owners. The
+ * swap is what makes the cookie's comparison and the last owner's notice one step.
+ */
+static __noinline void ct_release(const struct ct_key *flow, __u64 cookie, __u8 side, enum release how)
+{
+	struct ct_entry *e = ct_at(flow), *svc;
+	__u64 *mine, *other;
+	struct ct_key key;
+	__u32 life;
+
+	if (!e || !cookie)
+		return;
+	mine = side ? &e->cookie[1] : &e->cookie[0];
+	other = side ? &e->cookie[0] : &e->cookie[1];
+	life = e->life;
+	if (__sync_val_compare_and_swap(mine, cookie, 0) != cookie)
+		return;
+	if (!side && e->service) {
+		ct_svc_key_of_flow(&key, flow, e);
+		svc = ct_at(&key);
+		if (svc && __sync_val_compare_and_swap(&svc->cookie[0], cookie, 0) == cookie &&
+		    svc->state < CT_CLOSING)
+			svc->state = CT_CLOSING;
+	}
+	if (*other)
+		return;
+	/* Both sides have said their last and were heard, so that after the last packet nothing follows. */
+	if (how == RELEASE_GRACE && e->state == CT_TIMEWAIT && hook_mode == HOOK_TRAMPOLINE)
+		how = RELEASE_NOW;
+	if (how == RELEASE_TIMEWAIT)
+		e->state = CT_TIMEWAIT;
+	else if (e->state < CT_CLOSING)
+		e->state = CT_CLOSING;
+	e->flags |= CT_F_ENDED;
+	if (how == RELEASE_NOW)
+		ct_end(flow, e, life, CT_STAT_DELETED_SOCKET);
+	else if (how == RELEASE_TIMEWAIT_OVER)
+		ct_end(flow, e, life, CT_STAT_DELETED_TIMEWAIT);
+	else
+		ct_bury(flow, e, how == RELEASE_TIMEWAIT);
+}
+
+#endif

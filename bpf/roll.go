@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"runtime"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+var rollPrograms = []string{"call_roll_tcp", "call_roll_udp"}
+
+// rollCall makes live sockets confirm their entries: socket iterators, each of
+// which walks the network namespace in which it is opened.
+type rollCall struct {
+	walks  []*link.Iter
+	number *ebpf.Variable
+	last   uint32
+}
+
+func newRollCall(c *ebpf.Collection) (rollCall, error) {
+	r := rollCall{number: c.Variables["roll_call"]}
+	for _, name := range rollPrograms {
+		it, err := link.AttachIter(link.IterOptions{Program: c.Programs[name]})
+		if err != nil {
+			r.close()
+			return r, fmt.Errorf("attach %s: %w", name, err)
+		}
+		r.walks = append(r.walks, it)
+	}
+	return r, nil
+}
+
+func (r *rollCall) close() {
+	for _, it := range r.walks {
+		it.Close()
+	}
+	r.walks = nil
+}
+
+// RollCall has the sockets in the given network namespaces confirm their entries
+// and bring the entries' counters up to date. It returns the call's number, by
+// which a sweep knows the entries that nobody has confirmed. A namespace that is
+// gone has no sockets. One caller at a time.
+func (d *Datapath) RollCall(namespaces []string) (uint32, error) {
+	d.roll.last++
+	if d.roll.last == 0 {
+		d.roll.last = 1
+	}
+	if err := d.roll.number.Set(d.roll.last); err != nil {
+		return 0, fmt.Errorf("number the roll call: %w", err)
+	}
+	done := make(chan error)
+	go func() {
+		// The thread ends with the goroutine: nothing else may run where it has been.
+		runtime.LockOSThread()
+		var all error
+		for _, path := range namespaces {
+			if err := d.roll.in(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				all = errors.Join(all, fmt.Errorf("call the roll of sockets in %s: %w", path, err))
+			}
+		}
+		done <- all
+	}()
+	return d.roll.last, <-done
+}
+
+func (r *rollCall) in(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	for _, it := range r.walks {
+		walk, err := it.Open()
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(io.Discard, walk)
+		walk.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,119 @@
+//go:build ignore
+
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The end of a socket: its entries go with it. Which of these programs are
+ * attached is the hook's mode, see docs/kernels.md; each works on every socket of
+ * the machine and lets go at once of those that have no storage of ours.
+ */
+#include "lib/tracing.h"
+
+/*
+ * Trampolines: inet_sock_destruct() runs after the last packet that holds the
+ * socket has left, and its storage is still there: bpf_sk_storage_free(), one call
+ * later, is where no helper may read it.
+ */
+SEC("fentry/inet_sock_destruct")
+int BPF_PROG(on_sock_destruct, struct sock *sk)
+{
+	struct socket_state *s = bpf_sk_storage_get(&mooring_sockets, sk, 0, 0);
+
+	if (s)
+		socket_end(s, RELEASE_GRACE);
+	return 0;
+}
+
+/* TIME_WAIT takes the flow over: it ends with the mini-socket, not with the socket. */
+SEC("fentry/tcp_time_wait")
+int BPF_PROG(on_tcp_time_wait, struct sock *sk)
+{
+	struct socket_state *s = bpf_sk_storage_get(&mooring_sockets, sk, 0, 0);
+
+	if (s)
+		socket_enters_timewait(s);
+	return 0;
+}
+
+SEC("fentry/inet_twsk_free")
+int BPF_PROG(on_twsk_free, struct inet_timewait_sock *tw)
+{
+	timewait_end(tw);
+	return 0;
+}
+
+/*
+ * Tracepoints, where no trampoline loads: the destruction of a TCP socket is heard
+ * before its last packets have passed, so entries have a grace. That a
+ * mini-socket follows is seen by the state that the socket comes from.
+ */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(on_set_state, struct sock *sk, int from, int to)
+{
+	struct socket_state *s;
+
+	if (to != TCP_CLOSE || (from != TCP_FIN_WAIT2 && from != TCP_CLOSING))
+		return 0;
+	s = bpf_sk_storage_get(&mooring_sockets, sk, 0, 0);
+	if (s)
+		__sync_fetch_and_or(&s->flags, SOCKET_TIMEWAIT);
+	return 0;
+}
+
+SEC("tp_btf/tcp_destroy_sock")
+int BPF_PROG(on_tcp_destroy, struct sock *sk)
+{
+	struct socket_state *s = bpf_sk_storage_get(&mooring_sockets, sk, 0, 0);
+
+	if (s)
+		socket_end(s, s->flags & SOCKET_TIMEWAIT ? RELEASE_TIMEWAIT : RELEASE_GRACE);
+	return 0;
+}
+
+/* What is not TCP has no tracepoint at its end; close() is the last that is heard. */
+SEC("cgroup/sock_release")
+int on_sock_release(struct bpf_sock *sk)
+{
+	struct socket_state *s;
+
+	if (sk->protocol == IPPROTO_TCP)
+		return 1;
+	s = bpf_sk_storage_get(&mooring_sockets, sk, 0, 0);
+	if (s)
+		socket_end(s, RELEASE_GRACE);
+	return 1;
+}
+
+/*
+ * The roll call, in the network namespace of each pod: every socket that lives
+ * confirms its entries, and brings them up to date. (An iterator over the storages
+ * themselves is refused by kernels that refuse trampolines.)
+ */
+SEC("iter/tcp")
+int call_roll_tcp(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *sk = ctx->sk_common;
+	struct socket_state *s;
+
+	if (!sk)
+		return 0;
+	s = bpf_sk_storage_get(&mooring_sockets, sk, 0, 0);
+	if (s)
+		socket_confirm(s);
+	return 0;
+}
+
+SEC("iter/udp")
+int call_roll_udp(struct bpf_iter__udp *ctx)
+{
+	struct udp_sock *sk = ctx->udp_sk;
+	struct socket_state *s;
+
+	if (!sk)
+		return 0;
+	s = bpf_sk_storage_get(&mooring_sockets, sk, 0, 0);
+	if (s)
+		socket_confirm(s);
+	return 0;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";
