@@ -85,6 +85,11 @@ const (
 	StatCreated         = abiCtStatCT_STAT_CREATED
 	StatDeletedSocket   = abiCtStatCT_STAT_DELETED_SOCKET
 	StatDeletedTimewait = abiCtStatCT_STAT_DELETED_TIMEWAIT
+	StatDeletedExpired  = abiCtStatCT_STAT_DELETED_EXPIRED
+	StatDeletedEndpoint = abiCtStatCT_STAT_DELETED_ENDPOINT
+	StatDeletedBackend  = abiCtStatCT_STAT_DELETED_BACKEND
+	StatDeletedFlush    = abiCtStatCT_STAT_DELETED_FLUSH
+	StatTakenOver       = abiCtStatCT_STAT_TAKEN_OVER
 	StatInsertFailed    = abiCtStatCT_STAT_INSERT_FAILED
 	StatDeleteFailed    = abiCtStatCT_STAT_DELETE_FAILED
 	StatBusy            = abiCtStatCT_STAT_EBUSY
@@ -101,7 +106,6 @@ const (
 const (
 	DropReasons = int(abiDropReasonDROP_REASONS)
 	Directions  = int(abiDirectionDIRECTIONS)
-	CTStats     = int(abiCtStatCT_STATS)
 )
 
 // Kinds of event (enum event_kind).

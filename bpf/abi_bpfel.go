@@ -135,11 +135,12 @@ const (
 	abiCtStatCT_STAT_EBUSY            abiCtStat = 9
 	abiCtStatCT_STAT_EDEADLK          abiCtStat = 10
 	abiCtStatCT_STAT_ETIMEDOUT        abiCtStat = 11
-	abiCtStatCT_STAT_PROMOTED         abiCtStat = 12
-	abiCtStatCT_STAT_NO_STORAGE       abiCtStat = 13
-	abiCtStatCT_STAT_CROWDS           abiCtStat = 14
-	abiCtStatCT_STAT_GRACE_FULL       abiCtStat = 15
-	abiCtStatCT_STATS                 abiCtStat = 16
+	abiCtStatCT_STAT_TAKEN_OVER       abiCtStat = 12
+	abiCtStatCT_STAT_PROMOTED         abiCtStat = 13
+	abiCtStatCT_STAT_NO_STORAGE       abiCtStat = 14
+	abiCtStatCT_STAT_CROWDS           abiCtStat = 15
+	abiCtStatCT_STAT_GRACE_FULL       abiCtStat = 16
+	abiCtStatCT_STATS                 abiCtStat = 17
 )
 
 type abiCtState uint32

@@ -13,12 +13,17 @@ int sweep_conntrack(struct sweep *s)
 	__u32 zero = 0;
 
 	pass.now = bpf_jiffies64();
-	bpf_for_each_map_elem(&mooring_ct, sweep_live, &pass, 0);
+	bpf_for_each_map_elem(&mooring_ct, sweep_one, &pass, 0);
 	/* Evictions tell nobody: what was counted is set right by what was seen. */
 	live = bpf_map_lookup_elem(&mooring_ct_live, &zero);
 	if (live)
 		live->entries = pass.entries;
-	bpf_for_each_map_elem(&mooring_ct_embryonic, sweep_live, &pass, 0);
+	bpf_for_each_map_elem(&mooring_ct_embryonic, sweep_one, &pass, 0);
+	ct_count_by(CT_STAT_DELETED_EXPIRED, pass.expired);
+	ct_count_by(CT_STAT_DELETED_ENDPOINT, pass.endpoint);
+	ct_count_by(CT_STAT_DELETED_BACKEND, pass.backend);
+	ct_count_by(CT_STAT_DELETED_FLUSH, pass.flushed);
+	ct_count_by(CT_STAT_DELETED_SOCKET, pass.socket);
 	*s = pass;
 	return 0;
 }

@@ -293,6 +293,7 @@ ALWAYS int ct_put(struct ct_draft *d)
 			if (e) {
 				if (ct_take_over(e, &d->entry)) {
 					ct_count(CT_STAT_CREATED);
+					ct_count(CT_STAT_TAKEN_OVER);
 					return NEXT;
 				}
 				continue;

@@ -20,12 +20,17 @@
 /* TCP_TIMEWAIT_LEN of the kernel. */
 #define GRACE_TIMEWAIT (jiffies_per_second * 60)
 
-ALWAYS void ct_count(__u32 stat)
+ALWAYS void ct_count_by(__u32 stat, __u64 by)
 {
 	__u64 *n = bpf_map_lookup_elem(&mooring_ct_stats, &stat);
 
 	if (n)
-		*n += 1;
+		*n += by;
+}
+
+ALWAYS void ct_count(__u32 stat)
+{
+	ct_count_by(stat, 1);
 }
 
 ALWAYS void ct_count_failure(__u32 stat, long err)

@@ -121,7 +121,7 @@ ALWAYS long sweep_entry(struct ct_key *k, struct ct_entry *e, struct sweep *s)
 	return 0;
 }
 
-static long sweep_live(void *map, struct ct_key *k, struct ct_entry *e, struct sweep *s)
+static long sweep_one(void *map, struct ct_key *k, struct ct_entry *e, struct sweep *s)
 {
 	return sweep_entry(k, e, s);
 }

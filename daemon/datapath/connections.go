@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -33,23 +34,41 @@ func (m *Manager) Connections(yield func(api.Connection) bool) error {
 	if err != nil {
 		return err
 	}
+	// Sockets count their packets for themselves.
+	if err := m.reaper.callRoll(time.Second); err != nil {
+		m.log.Warn("bring the sockets' counters up to date", "error", err)
+	}
+	for _, table := range []*ebpf.Map{m.bpf.CT, m.bpf.Embryonic} {
+		done, err := m.table(table, now, yield)
+		if err != nil || done {
+			return err
+		}
+	}
+	return nil
+}
+
+// table yields the rows of one of the two maps; done says that nobody wants more.
+func (m *Manager) table(table *ebpf.Map, now uint64, yield func(api.Connection) bool) (done bool, err error) {
 	keys := make([]bpf.CTKey, chunk)
 	values := make([]bpf.CTEntry, chunk)
 	var cursor ebpf.MapBatchCursor
 	for {
-		n, err := m.bpf.CT.BatchLookup(&cursor, keys, values, nil)
+		n, err := table.BatchLookup(&cursor, keys, values, nil)
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("read mooring_ct: %w", err)
+			return false, fmt.Errorf("read %s: %w", table, err)
 		}
 		for i := range n {
+			if values[i].Life&bpf.CTClaimed != 0 {
+				continue
+			}
 			for _, row := range m.rows(&keys[i], &values[i], now) {
 				if !yield(row) {
-					return nil
+					return true, nil
 				}
 			}
 		}
 		if err != nil {
-			return nil
+			return false, nil
 		}
 	}
 }
@@ -76,7 +95,7 @@ func (m *Manager) rows(k *bpf.CTKey, e *bpf.CTEntry, now uint64) []api.Connectio
 		r.Endpoint = uint32(e.Endpoint[owner])
 		r.SocketCookie = e.Cookie[owner]
 		r.Tethered = r.SocketCookie != 0
-		if e.Cookie == [2]uint64{} {
+		if !held(e) {
 			r.ExpiresInSeconds = m.expires(e, k.Proto, k.Type, now)
 		}
 		return r
@@ -94,6 +113,11 @@ func (m *Manager) rows(k *bpf.CTKey, e *bpf.CTEntry, now uint64) []api.Connectio
 	return rows
 }
 
+// held tells whether a side's socket keeps the entry, so that no timer ends it.
+func held(e *bpf.CTEntry) bool {
+	return e.Cookie[0] != 0 && e.Tether[0] == bpf.TetherHeld || e.Cookie[1] != 0 && e.Tether[1] == bpf.TetherHeld
+}
+
 func ends(a bpf.Addr, port uint16) string {
 	return netip.AddrPortFrom(a.IP(), bpf.Port(port)).String()
 }
@@ -102,35 +126,33 @@ func ends(a bpf.Addr, port uint16) string {
 func (m *Manager) Stats() (api.ConntrackStats, error) {
 	var counts [bpf.CTStats]uint64
 	for i := range counts {
-		var perCPU []uint64
-		key := uint32(i)
-		if err := m.bpf.CTStats.Lookup(&key, &perCPU); err != nil {
-			return api.ConntrackStats{}, fmt.Errorf("read conntrack counters: %w", err)
-		}
-		for _, n := range perCPU {
-			counts[i] += n
+		var err error
+		if counts[i], err = m.reaper.count(uint32(i)); err != nil {
+			return api.ConntrackStats{}, err
 		}
 	}
 	// A pass that deletes nothing but what is due anyway counts exactly.
-	if _, err := m.pass(func(*bpf.Sweep) {}); err != nil {
+	if err := m.reaper.look(time.Second); err != nil {
 		return api.ConntrackStats{}, err
 	}
 	r := m.reaper
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	deleted := api.Deleted{
+		Socket:   counts[bpf.StatDeletedSocket],
+		Timewait: counts[bpf.StatDeletedTimewait],
+		Expired:  counts[bpf.StatDeletedExpired],
+		Endpoint: counts[bpf.StatDeletedEndpoint],
+		Backend:  counts[bpf.StatDeletedBackend],
+		Flush:    counts[bpf.StatDeletedFlush],
+	}
+	gone := counts[bpf.StatTakenOver] + deleted.Socket + deleted.Timewait + deleted.Expired + deleted.Endpoint + deleted.Backend + deleted.Flush
 	s := api.ConntrackStats{
-		Entries:    r.entries,
-		MaxEntries: uint64(m.bpf.CT.MaxEntries()),
-		Tethered:   r.tethered,
-		Created:    counts[bpf.StatCreated],
-		Deleted: api.Deleted{
-			Socket:   counts[bpf.StatDeletedSocket],
-			Timewait: counts[bpf.StatDeletedTimewait],
-			Expired:  r.expired,
-			Endpoint: r.deletedEndpoint,
-			Backend:  r.deletedBackend,
-			Flush:    r.flushed,
-		},
+		Entries:      r.entries,
+		MaxEntries:   uint64(m.bpf.CT.MaxEntries()),
+		Tethered:     r.tethered,
+		Created:      counts[bpf.StatCreated],
+		Deleted:      deleted,
 		InsertFailed: counts[bpf.StatInsertFailed],
 		DeleteFailed: counts[bpf.StatDeleteFailed] + r.failed,
 		Sweep: api.SweepStats{
@@ -139,6 +161,10 @@ func (m *Manager) Stats() (api.ConntrackStats, error) {
 			IntervalSeconds: r.interval.Seconds(),
 			CPUSeconds:      r.cpu.Seconds(),
 		},
+	}
+	// An eviction tells nobody: it is what was made and neither went nor is there.
+	if is := gone + r.entries; counts[bpf.StatCreated] > is {
+		s.Evicted = counts[bpf.StatCreated] - is
 	}
 	return s, nil
 }

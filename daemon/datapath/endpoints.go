@@ -5,7 +5,9 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -19,7 +21,16 @@ type endpoints struct {
 	bpf    *bpf.Datapath
 	bpffs  string
 	reaper *reaper
-	mu     sync.Mutex
+
+	mu    sync.Mutex
+	netns map[uint32]string // of the pods, by endpoint
+}
+
+// namespaces are those of the pods.
+func (e *endpoints) namespaces() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Collect(maps.Values(e.netns))
 }
 
 // refresh gives the endpoints that are attached today's programs. An interface
@@ -59,6 +70,12 @@ func (e *endpoints) AddEndpoint(ep model.Endpoint) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.netns == nil {
+		e.netns = make(map[uint32]string)
+	}
+	if ep.Netns != "" {
+		e.netns[ep.ID] = ep.Netns
+	}
 	for _, ip := range ep.IPs {
 		key := bpf.ToAddr(ip)
 		if err := e.bpf.Endpoints.Put(&key, &value); err != nil {
@@ -76,6 +93,7 @@ func (e *endpoints) AddEndpoint(ep model.Endpoint) error {
 func (e *endpoints) RemoveEndpoint(ep model.Endpoint) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	delete(e.netns, ep.ID)
 	for _, ip := range ep.IPs {
 		key := bpf.ToAddr(ip)
 		var have bpf.Endpoint

@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"sync"
@@ -34,13 +33,7 @@ type events struct {
 // reset tells the programs that nobody watches.
 func (e *events) reset() error { return e.tell(0) }
 
-func (e *events) tell(watchers int) error {
-	var zero uint32
-	if err := e.bpf.Shared.Put(&zero, &bpf.Shared{Monitors: uint32(watchers)}); err != nil {
-		return fmt.Errorf("write mooring_shared: %w", err)
-	}
-	return nil
-}
+func (e *events) tell(watchers int) error { return e.bpf.SetMonitors(watchers) }
 
 // Events delivers until ctx is done. A watcher that does not keep up loses
 // events: the datapath waits for nobody.

@@ -22,6 +22,8 @@ type Options struct {
 	BPFFS      string
 	MaxEntries uint32 // of the conntrack map
 	Timeouts   conf.Timeouts
+	Hook       string // conntrack.hook
+	Cgroup     string // where it attaches programs of cgroups; empty: the root
 	Log        *slog.Logger
 }
 
@@ -42,13 +44,14 @@ func New(opts Options) (*Manager, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	d, err := bpf.Load(bpf.Options{BPFFS: opts.BPFFS, MaxEntries: opts.MaxEntries})
+	d, err := bpf.Load(bpf.Options{BPFFS: opts.BPFFS, MaxEntries: opts.MaxEntries, Hook: opts.Hook, Cgroup: opts.Cgroup})
 	if err != nil {
 		return nil, err
 	}
 	m := &Manager{bpf: d, log: opts.Log}
 	m.reaper = newReaper(d, opts.Timeouts, opts.Log)
 	m.endpoints = &endpoints{bpf: d, bpffs: opts.BPFFS, reaper: m.reaper}
+	m.reaper.namespaces = m.endpoints.namespaces
 	m.events = &events{bpf: d, log: opts.Log}
 	m.services, err = adoptServices(d, m.reaper)
 	if err == nil {
@@ -79,7 +82,7 @@ func (m *Manager) Close() error {
 
 // Hook says how socket ends are noticed.
 func (m *Manager) Hook() api.HookStatus {
-	return api.HookStatus{Mode: "off", Reason: "entries end by timers"}
+	return api.HookStatus{Mode: m.bpf.Hook.Mode, Reason: m.bpf.Hook.Reason}
 }
 
 // XDP is the mode of each uplink.

@@ -23,39 +23,79 @@ const (
 	firstInterval = 10 * time.Second
 )
 
-// reaper ends entries that no socket owns, by passes inside the kernel: the
-// table is never copied out to decide.
-type reaper struct {
-	bpf      *bpf.Datapath
-	timeouts conf.Timeouts
-	log      *slog.Logger
+// What sockets leave behind is looked at so often: its grace is half a second
+// with trampolines, two with tracepoints. A look at nothing is one system call.
+const buryInterval = 250 * time.Millisecond
 
-	wake      chan struct{}
+// An owner that no roll call has found for so long is gone. Longer than a
+// TIME_WAIT mini-socket lives, which answers none: 60 s, and 60 s before in
+// FIN_WAIT2.
+const (
+	rollInterval   = time.Minute
+	missingTimeout = 150 * time.Second
+)
+
+// reaper ends what does not end by itself: entries that no socket owns, by
+// passes inside the kernel (the table is never copied out to decide); those that
+// sockets left, when their grace is over; and those whose socket's end was missed.
+type reaper struct {
+	bpf        *bpf.Datapath
+	timeouts   conf.Timeouts
+	namespaces func() []string // of the pods, for the roll call
+	log        *slog.Logger
+
+	wake chan struct{}
+
 	mu        sync.Mutex // one pass at a time
 	endpoints bool       // entries of deleted endpoints wait for the next pass
 	backends  bool       // likewise of deleted backends
+	crowds    bool       // likewise of sockets with more flows than they knew
+	roll      uint32     // the roll call that the next pass goes by; 0: none
+	called    time.Time  // when it was
 
-	runs, scanned                            uint64
-	entries, tethered                        uint64
-	expired, deletedEndpoint, deletedBackend uint64
-	flushed, failed                          uint64
-	interval, cpu                            time.Duration
+	runs, scanned      uint64
+	entries, embryonic uint64
+	tethered, failed   uint64
+	swept              time.Time // when the numbers were found
+	interval, cpu      time.Duration
 }
 
 func newReaper(d *bpf.Datapath, timeouts conf.Timeouts, log *slog.Logger) *reaper {
-	return &reaper{bpf: d, timeouts: timeouts, log: log, wake: make(chan struct{}, 1), interval: firstInterval}
+	return &reaper{
+		bpf: d, timeouts: timeouts, log: log, namespaces: func() []string { return nil },
+		wake: make(chan struct{}, 1), interval: firstInterval,
+	}
 }
 
 func (r *reaper) run(ctx context.Context) error {
 	timer := time.NewTimer(firstInterval)
 	defer timer.Stop()
+	bury := time.NewTicker(buryInterval)
+	defer bury.Stop()
 	last := time.Now()
+	crowds, err := r.count(bpf.StatCrowds)
+	if err != nil {
+		return err
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-bury.C:
+			ended, err := r.bury(crowds)
+			if err != nil {
+				return err
+			}
+			if ended == crowds {
+				continue
+			}
+			crowds = ended
 		case <-r.wake:
 		case <-timer.C:
+			if err := r.callRoll(rollInterval); err != nil {
+				// The entries stay: somebody else's timers are no reason to cut connections.
+				r.log.Warn("look for missed ends of sockets", "error", err)
+			}
 		}
 		found, err := r.pass(func(*bpf.Sweep) {})
 		if err != nil {
@@ -68,6 +108,57 @@ func (r *reaper) run(ctx context.Context) error {
 		last = time.Now()
 		timer.Reset(next)
 	}
+}
+
+// bury deletes what is due and returns how many sockets with crowds have ended:
+// more than before need a pass.
+func (r *reaper) bury(before uint64) (uint64, error) {
+	began := threadCPU()
+	if _, err := r.bpf.Bury(); err != nil {
+		return 0, err
+	}
+	crowds, err := r.count(bpf.StatCrowds)
+	if err != nil {
+		return 0, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cpu += max(threadCPU()-began, 0)
+	if crowds != before {
+		r.crowds = true
+	}
+	return crowds, nil
+}
+
+// callRoll has live sockets confirm their entries, unless that was less than
+// interval ago or nothing is tethered.
+func (r *reaper) callRoll(interval time.Duration) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if time.Since(r.called) < interval || r.tethered == 0 && !r.swept.IsZero() {
+		return nil
+	}
+	roll, err := r.bpf.RollCall(r.namespaces())
+	r.called = time.Now()
+	if err != nil {
+		r.roll = 0
+		return err
+	}
+	r.roll = roll
+	return nil
+}
+
+// count is one of mooring_ct_stats, over all processors.
+func (r *reaper) count(stat any) (uint64, error) {
+	var perCPU []uint64
+	if err := r.bpf.CTStats.Lookup(stat, &perCPU); err != nil {
+		return 0, fmt.Errorf("read conntrack counters: %w", err)
+	}
+	var sum uint64
+	for _, n := range perCPU {
+		sum += n
+	}
+	return sum, nil
 }
 
 // nextInterval follows what a pass found: the share of the table that was
@@ -102,28 +193,47 @@ func (r *reaper) pass(change func(*bpf.Sweep)) (bpf.Sweep, error) {
 	if r.backends {
 		s.GoneBackends = 1
 	}
+	if r.crowds {
+		s.GoneCrowds = 1
+	}
+	if r.roll != 0 {
+		s.RollCall = r.roll
+		s.MissingTimeout = r.jiffies(missingTimeout)
+	}
 	change(&s)
 	before := threadCPU()
 	if err := r.bpf.RunSweep(&s); err != nil {
 		return s, err
 	}
-	r.cpu += threadCPU() - before
-	r.endpoints, r.backends = false, false
+	r.cpu += max(threadCPU()-before, 0)
+	r.endpoints, r.backends, r.crowds, r.roll = false, false, false, 0
 	r.runs++
 	r.scanned += s.Scanned
-	r.entries, r.tethered = s.Entries, s.Tethered
-	r.expired += s.Expired
-	r.deletedEndpoint += s.Endpoint
-	r.deletedBackend += s.Backend
-	r.flushed += s.Flushed
+	r.entries, r.embryonic, r.tethered = s.Entries, s.Embryonic, s.Tethered
 	r.failed += s.Failed
+	r.swept = time.Now()
 	return s, nil
+}
+
+func (r *reaper) jiffies(d time.Duration) uint64 {
+	return uint64(d.Seconds() * float64(r.bpf.JiffiesPerSecond))
+}
+
+// look sweeps unless that was less than interval ago, for the numbers.
+func (r *reaper) look(interval time.Duration) error {
+	r.mu.Lock()
+	fresh := time.Since(r.swept) < interval
+	r.mu.Unlock()
+	if fresh {
+		return nil
+	}
+	_, err := r.pass(func(*bpf.Sweep) {})
+	return err
 }
 
 // request holds the timeouts in jiffies, by state and protocol.
 func (r *reaper) request() bpf.Sweep {
-	j := func(d time.Duration) uint64 { return uint64(d.Seconds() * float64(r.bpf.JiffiesPerSecond)) }
-	t := r.timeouts
+	j, t := r.jiffies, r.timeouts
 	return bpf.Sweep{
 		Timeout: [4][3]uint64{
 			bpf.CTNew:         {j(t.TCPNew), j(t.UDPNew), j(t.ICMP)},
@@ -139,7 +249,7 @@ func (r *reaper) request() bpf.Sweep {
 func (r *reaper) expires(e *bpf.CTEntry, protocol, kind uint8, now uint64) int64 {
 	request := r.request()
 	state := e.State & 3
-	if state == bpf.CTClosing && e.Flags&bpf.CTReset == 0 {
+	if state == bpf.CTClosing && e.Flags&(bpf.CTReset|bpf.CTEnded) == 0 {
 		state = bpf.CTEstablished
 	}
 	column := 2
@@ -164,22 +274,27 @@ func (r *reaper) kick() {
 	}
 }
 
-func (r *reaper) purgeEndpoints() {
-	r.mu.Lock()
-	r.endpoints = true
-	r.mu.Unlock()
-	r.kick()
-}
+func (r *reaper) purgeEndpoints() { r.purge(&r.endpoints) }
 
-func (r *reaper) purgeBackends() {
+func (r *reaper) purgeBackends() { r.purge(&r.backends) }
+
+// purge asks for a pass, and first voids what sockets have cached: a decision
+// for what is gone must not make its entry again.
+func (r *reaper) purge(what *bool) {
+	if err := r.bpf.Invalidate(); err != nil {
+		r.log.Error("void the sockets' decisions", "error", err)
+	}
 	r.mu.Lock()
-	r.backends = true
+	*what = true
 	r.mu.Unlock()
 	r.kick()
 }
 
 // Flush deletes every entry and returns how many there were.
 func (r *reaper) Flush() (uint64, error) {
+	if err := r.bpf.Invalidate(); err != nil {
+		return 0, fmt.Errorf("flush conntrack: %w", err)
+	}
 	s, err := r.pass(func(s *bpf.Sweep) { s.Flush = 1 })
 	if err != nil {
 		return 0, fmt.Errorf("flush conntrack: %w", err)

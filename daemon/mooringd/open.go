@@ -24,7 +24,8 @@ func openDatapath(config conf.Config, _ []node.Uplink, log *slog.Logger) (kernel
 		}
 	}
 	return datapath.New(datapath.Options{
-		BPFFS: config.BPFFS, MaxEntries: size, Timeouts: config.Conntrack.Timeouts, Log: log,
+		BPFFS: config.BPFFS, MaxEntries: size, Timeouts: config.Conntrack.Timeouts,
+		Hook: config.Conntrack.Hook, Cgroup: config.Cgroup, Log: log,
 	})
 }
 
