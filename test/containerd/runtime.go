@@ -39,6 +39,7 @@ type Runtime struct {
 	BinDir  string // the CNI plugins
 	ConfDir string // the CNI configuration
 
+	t        netns.T // whose end is the runtime's, which may be started again in a subtest
 	programs *Programs
 	process  *netns.Process
 	client   *client
@@ -51,7 +52,7 @@ var Packages = []string{"containerd", "runc", "iptables"}
 // imported, but without a CNI configuration.
 func Start(t netns.T, node *netns.Node, programs *Programs) *Runtime {
 	t.Helper()
-	r := &Runtime{Node: node, programs: programs, Dir: filepath.Join(node.Dir, "containerd")}
+	r := &Runtime{Node: node, t: t, programs: programs, Dir: filepath.Join(node.Dir, "containerd")}
 	r.Socket = filepath.Join(r.Dir, "containerd.sock")
 	r.BinDir = filepath.Join(r.Dir, "cni", "bin")
 	r.ConfDir = filepath.Join(r.Dir, "cni", "net.d")
@@ -64,8 +65,8 @@ func Start(t netns.T, node *netns.Node, programs *Programs) *Runtime {
 		t.Fatalf("configure containerd: %v", err)
 	}
 	r.Cgroup = netns.NewCgroup(t, node.NodeName)
-	r.Launch(t)
 	r.client = newClient(t, programs.Path("cri"), r.Socket)
+	r.Launch()
 	t.Cleanup(func() { r.removeSandboxes(t) })
 	for _, image := range programs.images {
 		r.Import(t, image)
@@ -79,11 +80,12 @@ func Start(t netns.T, node *netns.Node, programs *Programs) *Runtime {
 }
 
 // Launch starts the daemon, for the first time or after Kill.
-func (r *Runtime) Launch(t netns.T) {
-	t.Helper()
-	r.process = r.Node.Command("containerd", "--config", filepath.Join(r.Dir, "config.toml")).In(r.Cgroup).Background(t)
-	netns.Eventually(t, 30*time.Second, "containerd answers", func() bool {
-		_, err := r.ctr("version")
+func (r *Runtime) Launch() {
+	r.t.Helper()
+	r.process = r.Node.Command("containerd", "--config", filepath.Join(r.Dir, "config.toml")).In(r.Cgroup).Background(r.t)
+	// The socket is there before the part behind it that serves the CRI.
+	netns.Eventually(r.t, time.Minute, "containerd serves the CRI", func() bool {
+		_, _, err := r.NetworkReady()
 		return err == nil
 	})
 }
