@@ -45,7 +45,7 @@ ALWAYS long bury_next(struct burial *b, __u32 timewait)
 	else
 		bpf_map_pop_elem(&mooring_ended, &end);
 	e = ct_at(&end.key);
-	if (!e || e->life != end.life || e->cookie[0] || e->cookie[1])
+	if (!e || e->life != end.life || ct_held(e))
 		return 0;
 	if (b->now - e->seen < end.grace) {
 		end.due = e->seen + end.grace;

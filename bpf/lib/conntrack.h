@@ -224,7 +224,7 @@ ALWAYS int ct_update(struct ct_entry *e, const struct pkt *p)
 			flags |= CT_F_RST;
 			state = CT_CLOSING;
 		}
-	} else if (reply) {
+	} else if (reply && !(flags & CT_F_ENDED)) {
 		flags |= CT_F_REPLIED;
 		state = CT_ESTABLISHED;
 	}
@@ -330,8 +330,11 @@ ALWAYS void ct_stillborn(const struct ct_draft *d)
 {
 	struct ct_entry *e = ct_at(&d->key);
 
-	if (e)
-		ct_bury(&d->key, e, 0);
+	if (!e)
+		return;
+	e->state = CT_CLOSING;
+	e->flags |= CT_F_ENDED;
+	ct_bury(&d->key, e, 0);
 }
 
 /* An entry for the flow as it is on the wire now, begun by this packet. */

@@ -207,6 +207,12 @@ ALWAYS void ct_bury(const struct ct_key *flow, struct ct_entry *e, int timewait)
 	}
 }
 
+/* A side whose socket lives, and has this flow only: nothing else ends the entry. */
+ALWAYS int ct_held(const struct ct_entry *e)
+{
+	return (e->cookie[0] && e->tether[0] == TETHER_HELD) || (e->cookie[1] && e->tether[1] == TETHER_HELD);
+}
+
 enum release {
 	RELEASE_GRACE,		/* packets may be on their way */
 	RELEASE_TIMEWAIT,	/* the flow is in TIME_WAIT from now on */
@@ -222,6 +228,7 @@ static __noinline void ct_release(const struct ct_key *flow, __u64 cookie, __u8 
 {
 	struct ct_entry *e = ct_at(flow), *svc;
 	__u64 *mine, *other;
+	__u8 other_tether;
 	struct ct_key key;
 	__u32 life;
 
@@ -229,6 +236,7 @@ static __noinline void ct_release(const struct ct_key *flow, __u64 cookie, __u8 
 		return;
 	mine = side ? &e->cookie[1] : &e->cookie[0];
 	other = side ? &e->cookie[0] : &e->cookie[1];
+	other_tether = side ? e->tether[0] : e->tether[1];
 	life = e->life;
 	if (__sync_val_compare_and_swap(mine, cookie, 0) != cookie)
 		return;
@@ -239,7 +247,8 @@ static __noinline void ct_release(const struct ct_key *flow, __u64 cookie, __u8 
 		    svc->state < CT_CLOSING)
 			svc->state = CT_CLOSING;
 	}
-	if (*other)
+	/* The other owner keeps it; but of a server's socket with many peers nothing follows for one of them. */
+	if (*other && (side || other_tether == TETHER_HELD))
 		return;
 	/* Both sides have said their last and were heard, so that after the last packet nothing follows. */
 	if (how == RELEASE_GRACE && e->state == CT_TIMEWAIT && hook_mode == HOOK_TRAMPOLINE)

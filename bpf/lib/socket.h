@@ -176,8 +176,12 @@ RARELY int socket_claim(ctx_t *ctx, struct pkt *p)
 		p->flags |= PKT_OWNER_DYING;
 		return NEXT;
 	}
-	if (sk->src_port != bpf_ntohs(p->sport))
+	if (sk->src_port != bpf_ntohs(p->sport)) {
+		/* A closed UDP socket gives its port up before its last datagrams have left the queue. */
+		if (!sk->src_port && p->proto == IPPROTO_UDP)
+			p->flags |= PKT_OWNER_DYING;
 		return NEXT;
+	}
 	/* Of a socket without references there is no storage to be had: it is being destroyed. */
 	s = bpf_sk_storage_get(&mooring_sockets, sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!s) {
@@ -235,7 +239,7 @@ RARELY int socket_remember(ctx_t *ctx, struct pkt *p)
 	ct_wire_key(&key, p);
 	side = !!(p->flags & PKT_REPLY);
 	e = ct_at(&key);
-	if (!e || (e->life & CT_LIFE_CLAIMED))
+	if (!e || (e->life & CT_LIFE_CLAIMED) || (e->flags & CT_F_ENDED))
 		return 0;
 	if (p->cookie) {
 		__u64 *owner = side ? &e->cookie[1] : &e->cookie[0];

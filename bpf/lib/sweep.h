@@ -33,12 +33,6 @@ ALWAYS int endpoints_gone(const struct ct_key *k, const struct ct_entry *e)
 	return endpoint_gone(&initiator, e->endpoint[0]) || endpoint_gone(&responder, e->endpoint[1]);
 }
 
-/* A side whose socket lives: no timer ends the entry. */
-ALWAYS int held(const struct ct_entry *e)
-{
-	return (e->cookie[0] && e->tether[0] == TETHER_HELD) || (e->cookie[1] && e->tether[1] == TETHER_HELD);
-}
-
 /* A socket that had too many flows to know them all has ended. */
 ALWAYS int crowd_gone(const struct ct_entry *e, int side)
 {
@@ -73,7 +67,7 @@ ALWAYS __u64 *sweep_deletes(struct sweep *s, const struct ct_key *k, const struc
 	}
 	if (s->gone_crowds && (crowd_gone(e, 0) || crowd_gone(e, 1)))
 		return &s->socket;
-	if (held(e)) {
+	if (ct_held(e)) {
 		/* Its socket is not among those that live: its end was missed. */
 		if (s->missing_timeout && e->confirmed != s->roll_call && s->now - e->seen > s->missing_timeout)
 			return &s->socket;

@@ -146,13 +146,13 @@ func (m *Manager) Stats() (api.ConntrackStats, error) {
 		Backend:  counts[bpf.StatDeletedBackend],
 		Flush:    counts[bpf.StatDeletedFlush],
 	}
-	gone := counts[bpf.StatTakenOver] + deleted.Socket + deleted.Timewait + deleted.Expired + deleted.Endpoint + deleted.Backend + deleted.Flush
 	s := api.ConntrackStats{
 		Entries:      r.entries,
 		MaxEntries:   uint64(m.bpf.CT.MaxEntries()),
 		Tethered:     r.tethered,
 		Created:      counts[bpf.StatCreated],
 		Deleted:      deleted,
+		Evicted:      r.evicted,
 		InsertFailed: counts[bpf.StatInsertFailed],
 		DeleteFailed: counts[bpf.StatDeleteFailed] + r.failed,
 		Sweep: api.SweepStats{
@@ -161,10 +161,6 @@ func (m *Manager) Stats() (api.ConntrackStats, error) {
 			IntervalSeconds: r.interval.Seconds(),
 			CPUSeconds:      r.cpu.Seconds(),
 		},
-	}
-	// An eviction tells nobody: it is what was made and neither went nor is there.
-	if is := gone + r.entries; counts[bpf.StatCreated] > is {
-		s.Evicted = counts[bpf.StatCreated] - is
 	}
 	return s, nil
 }

@@ -56,6 +56,7 @@ type reaper struct {
 	runs, scanned      uint64
 	entries, embryonic uint64
 	tethered, failed   uint64
+	evicted            uint64
 	swept              time.Time // when the numbers were found
 	interval, cpu      time.Duration
 }
@@ -201,8 +202,15 @@ func (r *reaper) pass(change func(*bpf.Sweep)) (bpf.Sweep, error) {
 		s.MissingTimeout = r.jiffies(missingTimeout)
 	}
 	change(&s)
+	created, err := r.count(bpf.StatCreated)
+	if err != nil {
+		return s, err
+	}
 	before := threadCPU()
 	if err := r.bpf.RunSweep(&s); err != nil {
+		return s, err
+	}
+	if err := r.countEvicted(created, s.Entries); err != nil {
 		return s, err
 	}
 	r.cpu += max(threadCPU()-before, 0)
@@ -217,6 +225,26 @@ func (r *reaper) pass(change func(*bpf.Sweep)) (bpf.Sweep, error) {
 
 func (r *reaper) jiffies(d time.Duration) uint64 {
 	return uint64(d.Seconds() * float64(r.bpf.JiffiesPerSecond))
+}
+
+// countEvicted finds what no one tells: an eviction is what was made and neither
+// went nor is there. What was made is counted before the pass and what went
+// after, so that a busy table does not look as if it evicted.
+func (r *reaper) countEvicted(created, entries uint64) error {
+	for _, stat := range []any{
+		bpf.StatTakenOver, bpf.StatDeletedSocket, bpf.StatDeletedTimewait, bpf.StatDeletedExpired,
+		bpf.StatDeletedEndpoint, bpf.StatDeletedBackend, bpf.StatDeletedFlush,
+	} {
+		n, err := r.count(stat)
+		if err != nil {
+			return err
+		}
+		entries += n
+	}
+	if created > entries {
+		r.evicted = max(r.evicted, created-entries)
+	}
+	return nil
 }
 
 // look sweeps unless that was less than interval ago, for the numbers.
