@@ -126,22 +126,33 @@ func (n *Plain) shortcut(b *B, from, server *PlainPod) netip.Addr {
 			b.Fatalf("load the shortcut: %v", err)
 		}
 		b.Cleanup(func() { p.Close() })
-		var attached link.Link
-		err = n.Do(func() error {
-			attached, err = link.AttachTCX(link.TCXOptions{Interface: n.Link(b, pair[0].Host).Attrs().Index, Program: p, Attach: ebpf.AttachTCXIngress})
-			return err
-		})
-		if err != nil {
-			b.Fatalf("attach the shortcut: %v", err)
-		}
-		b.Cleanup(func() { attached.Close() })
+		n.attach(b, p, pair[0])
 	}
 	return netip.Addr{}
+}
+
+// attach attaches a program to what a pod sends.
+func (n *Plain) attach(b *B, p *ebpf.Program, from *PlainPod) {
+	var attached link.Link
+	err := n.Do(func() (err error) {
+		attached, err = link.AttachTCX(link.TCXOptions{Interface: n.Link(b, from.Host).Attrs().Index, Program: p, Attach: ebpf.AttachTCXIngress})
+		return err
+	})
+	if err != nil {
+		b.Fatalf("attach %s: %v", p, err)
+	}
+	b.Cleanup(func() { attached.Close() })
 }
 
 // mooringClient is a client on a node with the daemon, pods by the plugin, and
 // services: the first one's only backend is the server, the others have 10.
 func mooringClient(b *B, name string, count int) client {
+	c, _ := mooringNode(b, name, count)
+	return c
+}
+
+// mooringNode is mooringClient, and where the programs are pinned.
+func mooringNode(b *B, name string, count int) (c client, bpffs string) {
 	n := scenario.NewNode(b)
 	n.Write("server.yaml", fmt.Sprintf(`
 apiVersion: v1
@@ -169,7 +180,7 @@ metadata: {name: server, namespace: default, labels: {app: server}}
 		}
 		return err == nil
 	})
-	return prepared
+	return prepared, n.BPFFS
 }
 
 // ManyServices are manifests of services with backends that nothing answers at,
