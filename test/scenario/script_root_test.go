@@ -40,7 +40,10 @@ import (
 //	ask FROM ADDR NAMES    a UDP request from a new socket likewise
 //	spread FROM ADDR NAMES of many HTTP requests each of NAMES answers some, and nobody else any
 //	sticks FROM ADDR NAME  every one of many HTTP requests is answered by one server; NAME is its variable
+//	wanders FROM ADDR PAUSE  of HTTP requests with a pause between them, not all are answered by one server
 //	source FROM ADDR WHO   an HTTP request arrives from the address WHO
+//	spoof POD SOURCE ADDR  send UDP from an address that is not the pod's
+//	rules N                each iptables chain of the node jumps to ours N times
 //	refused FROM tcp|udp ADDR
 //	silent FROM tcp|udp ADDR
 //	open ID FROM tcp|udp ADDR      a connection that stays
@@ -108,7 +111,10 @@ var scriptCommands = map[string]struct {
 	"ask":        {3, false, (*script).ask},
 	"spread":     {3, false, (*script).spread},
 	"sticks":     {3, false, (*script).sticks},
+	"wanders":    {3, false, (*script).wanders},
 	"source":     {3, false, (*script).source},
+	"spoof":      {3, false, (*script).spoof},
+	"rules":      {1, false, (*script).rules},
 	"refused":    {3, false, (*script).refused},
 	"silent":     {3, false, (*script).silent},
 	"open":       {4, false, (*script).open},
@@ -272,6 +278,27 @@ func (s *script) sticks(args []string) error {
 	})
 }
 
+func (s *script) wanders(args []string) error {
+	pause, err := time.ParseDuration(args[2])
+	if err != nil {
+		return err
+	}
+	var first string
+	// Of two servers, one is chosen 20 times in a row once in 500,000 tests.
+	for range 20 {
+		name, _, err := s.fetch(args[0], args[1])
+		if err != nil {
+			return err
+		}
+		if first != "" && name != first {
+			return nil
+		}
+		first = name
+		time.Sleep(pause)
+	}
+	return fmt.Errorf("%s answers every request", first)
+}
+
 func (s *script) source(args []string) error {
 	return try(func() error {
 		_, source, err := s.fetch(args[0], args[1])
@@ -279,6 +306,40 @@ func (s *script) source(args []string) error {
 			err = fmt.Errorf("the request comes from %s, want %s", source, args[2])
 		}
 		return err
+	})
+}
+
+func (s *script) spoof(args []string) error {
+	where := s.Place(args[0])
+	where.Addr(s.t, "eth0", args[1]+"/32")
+	return where.Do(func() error {
+		d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(args[1])}}
+		c, err := d.Dial("udp", args[2]+":9")
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Write([]byte("spoofed"))
+		return err
+	})
+}
+
+func (s *script) rules(args []string) error {
+	want, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	return try(func() error {
+		for _, program := range []string{"iptables-save", "ip6tables-save"} {
+			out, err := s.Command(program).Output()
+			if err != nil {
+				return err
+			}
+			if got := strings.Count(string(out), "-j MOORING-MASQUERADE"); got != want {
+				return fmt.Errorf("%s has %d jumps to the masquerade, want %d:\n%s", program, got, want, out)
+			}
+		}
+		return nil
 	})
 }
 
