@@ -69,7 +69,7 @@ ALWAYS __u64 *sweep_deletes(struct sweep *s, const struct ct_key *k, const struc
 		return &s->socket;
 	if (ct_held(e)) {
 		/* Its socket is not among those that live: its end was missed. */
-		if (s->missing_timeout && e->confirmed != s->roll_call && s->now - e->seen > s->missing_timeout)
+		if (s->missing_timeout && e->confirmed != s->roll_call && expired(s, e, s->missing_timeout))
 			return &s->socket;
 		return NULL;
 	}
