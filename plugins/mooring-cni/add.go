@@ -23,7 +23,7 @@ func cmdAdd(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	if err := a.conf.ParsePrevResult(); err != nil {
+	if a.chained, err = a.previous(); err != nil {
 		return err
 	}
 	if err := a.ask(); err != nil {
@@ -129,13 +129,9 @@ func (a *attachment) untellDaemon() error {
 // answer prints the result: what earlier plugins of the chain have made, and
 // after it what this one has.
 func (a *attachment) answer() error {
-	r := &current.Result{CNIVersion: current.ImplementedSpecVersion}
-	if a.conf.PrevResult != nil {
-		previous, err := current.NewResultFromResult(a.conf.PrevResult)
-		if err != nil {
-			return failed(types.ErrDecodingFailure, "prevResult: %v", err)
-		}
-		r = previous
+	r := a.chained
+	if r == nil {
+		r = &current.Result{CNIVersion: current.ImplementedSpecVersion}
 	}
 	r.Interfaces = append(r.Interfaces,
 		&current.Interface{Name: a.host.name, Mac: a.host.mac.String(), Mtu: a.mtu},

@@ -10,10 +10,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/vishvananda/netlink"
 
 	"github.com/mooring-cni/mooring/conf"
@@ -43,6 +45,8 @@ type attachment struct {
 	bpffs     string
 	addresses ipam.Call
 	host      hostLink
+
+	chained *current.Result // what the plugins before have made, if any
 
 	// The pod's side, as ADD finds it out.
 	mac  net.HardwareAddr
@@ -133,6 +137,30 @@ func (a *attachment) requestMAC(mac string) error {
 	}
 	a.mac = parsed
 	return nil
+}
+
+// previous is what the plugins before this one, or in CHECK the ADD of the same
+// chain, have answered; nil if the runtime sent nothing.
+func (a *attachment) previous() (*current.Result, error) {
+	// The library's conversions do not expect a null in a list.
+	var lists map[string]json.RawMessage
+	if raw, err := json.Marshal(a.conf.RawPrevResult); err != nil || json.Unmarshal(raw, &lists) != nil {
+		return nil, failed(types.ErrDecodingFailure, "prevResult: it is no object")
+	}
+	for _, key := range []string{"interfaces", "ips", "routes"} {
+		var list []any
+		if json.Unmarshal(lists[key], &list) == nil && slices.Contains(list, nil) {
+			return nil, failed(types.ErrDecodingFailure, "prevResult: %s: null is in the list", key)
+		}
+	}
+	if err := a.conf.ParsePrevResult(); err != nil || a.conf.PrevResult == nil {
+		return nil, err
+	}
+	result, err := current.NewResultFromResult(a.conf.PrevResult)
+	if err != nil {
+		return nil, failed(types.ErrDecodingFailure, "prevResult: %v", err)
+	}
+	return result, nil
 }
 
 // ask asks the daemon what pods are to be like. A daemon that is not there or

@@ -28,15 +28,12 @@ func cmdCheck(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	if err := a.conf.ParsePrevResult(); err != nil {
+	result, err := a.previous()
+	if err != nil {
 		return err
 	}
-	if a.conf.PrevResult == nil {
+	if result == nil {
 		return failed(types.ErrInvalidNetworkConfig, "CHECK: prevResult is missing")
-	}
-	result, err := current.NewResultFromResult(a.conf.PrevResult)
-	if err != nil {
-		return failed(types.ErrDecodingFailure, "prevResult: %v", err)
 	}
 	if err := a.ask(); err != nil {
 		return err
