@@ -92,6 +92,7 @@ type Job struct {
 var Jobs = []Job{
 	{Package: "./test/kernels/smoke", Programs: []string{"iptables", "ip6tables", "nft"},
 		Kernels: []string{"5.10", "6.1", "6.12", "newest"}},
+	{Package: "./test/packet", Timeout: 4 * time.Minute},
 }
 
 // A Limit excuses an inner skip that NO_SKIP=1 would make a failure.

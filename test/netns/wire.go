@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -80,7 +81,21 @@ func (n *NS) Addr(t T, dev string, addresses ...string) {
 		if err := n.handle.AddrReplace(link, a); err != nil {
 			t.Fatalf("add address %s to %s in %s: %v", text, dev, n.name, err)
 		}
+		// An IPv6 address gets its local route by a work queue, some milliseconds later.
+		if prefix.Addr().Is6() && link.Attrs().Flags&net.FlagUp != 0 {
+			Eventually(t, 5*time.Second, text+" is usable in "+n.name, func() bool {
+				return n.isLocal(prefix.Addr())
+			})
+		}
 	}
+}
+
+// isLocal says whether the kernel takes packets to an address.
+func (n *NS) isLocal(a netip.Addr) bool {
+	routes, err := n.handle.RouteListFiltered(netlink.FAMILY_V6,
+		&netlink.Route{Table: unix.RT_TABLE_LOCAL, Dst: ipnet(netip.PrefixFrom(a, a.BitLen()))},
+		netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST)
+	return err == nil && len(routes) > 0
 }
 
 // Route adds a route to a prefix ("default" and "default6" are all of a

@@ -3,7 +3,6 @@
 package packet
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -97,7 +96,7 @@ func (n *Node) run(t testing.TB, prog *ebpf.Program, p *Pod, frame []byte) Resul
 	r := Result{Verdict: verdict, Raw: out}
 	for reason, packets := range n.counted(t) {
 		if bpf.DropReason(reason) != 0 && packets != before[reason] {
-			r.Reason = bpf.Label(bpf.DropReason(reason))
+			r.Reason = label(reason)
 		}
 	}
 	_, wrong := Read(frame)
@@ -243,5 +242,4 @@ func (n *Node) Flush(t testing.TB) {
 	}
 }
 
-// Same says whether two frames are the same bytes.
-func Same(a, b []byte) bool { return bytes.Equal(a, b) }
+func label(reason int) string { return bpf.Label(bpf.DropReason(reason)) }
