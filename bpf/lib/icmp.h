@@ -182,7 +182,7 @@ RARELY int icmp_translate(ctx_t *ctx, struct pkt *p)
 	key.proto = in->proto;
 	key.type = CT_SVC;
 	key.pad = 0;
-	e = bpf_map_lookup_elem(&mooring_ct, &key);
+	e = ct_at(&key);
 	ret = e ? icmp_translate_svc(ctx, p, in, e) : NEXT;
 	return ret ?: icmp_related(p);
 }

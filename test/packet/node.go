@@ -32,6 +32,7 @@ type Node struct {
 	backends uint32
 	slots    uint32
 	services uint32
+	shared   bpf.Shared
 }
 
 // Options say what a node should have that is not usual.
@@ -53,6 +54,7 @@ func NewNode(t testing.TB, options ...Options) *Node {
 	}
 	t.Cleanup(func() { d.Close() })
 	n.Datapath = d
+	n.changed(t)
 	pins, err := filepath.Glob(filepath.Join(n.BPFFS, "v*", "maps", "mooring_ct*"))
 	if err != nil {
 		t.Fatal(err)
@@ -68,6 +70,13 @@ func NewNode(t testing.TB, options ...Options) *Node {
 		}
 	}
 	return n
+}
+
+// changed makes sockets forget what they decided on the maps as they were.
+func (n *Node) changed(t testing.TB) {
+	t.Helper()
+	n.shared.Generation++
+	put(t, n.Shared, uint32(0), n.shared)
 }
 
 // Pod is a pod of the node: a namespace behind a veth, with both programs attached.
@@ -124,6 +133,7 @@ func (n *Node) register(t testing.TB, p *Pod, address netip.Addr) {
 	put(t, n.Endpoints, bpf.ToAddr(address), bpf.Endpoint{
 		Ifindex: uint32(p.Ifindex), Id: p.ID, Mac: p.MAC, HostMac: p.HostMAC,
 	})
+	n.changed(t)
 }
 
 func neighbour(t testing.TB, ns *netns.NS, dev string, address netip.Addr, mac MAC) {
@@ -169,6 +179,7 @@ func (n *Node) Forget(t testing.TB, p *Pod) {
 			t.Fatalf("delete endpoint %s: %v", address, err)
 		}
 	}
+	n.changed(t)
 }
 
 // Service is a frontend of one port.
@@ -214,6 +225,7 @@ func (n *Node) backend(t testing.TB, proto uint8, at netip.AddrPort) uint32 {
 func (n *Node) SetBackend(t testing.TB, index uint32, b bpf.Backend) {
 	t.Helper()
 	put(t, n.Datapath.Backends, index, b)
+	n.changed(t)
 }
 
 // BackendAt reads a backend.
@@ -232,6 +244,7 @@ func (s *Service) Change(t testing.TB, change func(*bpf.Service)) {
 	put(t, s.node.Services, bpf.ServiceKey{
 		Addr: bpf.ToAddr(s.Frontend.Addr()), Port: bpf.Port(s.Frontend.Port()), Proto: s.Proto,
 	}, s.value)
+	s.node.changed(t)
 }
 
 // Choose makes new flows take one of these backends.
