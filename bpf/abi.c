@@ -22,4 +22,6 @@ enum drop_reason unused_drop_reason __attribute__((unused));
 enum direction unused_direction __attribute__((unused));
 enum ct_stat unused_ct_stat __attribute__((unused));
 enum event_kind unused_event_kind __attribute__((unused));
+enum policy_direction unused_policy_direction __attribute__((unused));
+enum policy_number unused_policy_number __attribute__((unused));
 enum sweep_proto unused_sweep_proto __attribute__((unused));

@@ -200,7 +200,10 @@ const (
 	abiDropReasonDROP_ICMP_UNRELATED    abiDropReason = 17
 	abiDropReasonDROP_NO_FLOW           abiDropReason = 18
 	abiDropReasonDROP_TUPLE_BUSY        abiDropReason = 19
-	abiDropReasonDROP_REASONS           abiDropReason = 20
+	abiDropReasonDROP_POLICY_EGRESS     abiDropReason = 20
+	abiDropReasonDROP_POLICY_INGRESS    abiDropReason = 21
+	abiDropReasonDROP_POLICY_UNKNOWN    abiDropReason = 22
+	abiDropReasonDROP_REASONS           abiDropReason = 23
 )
 
 type abiEnding struct {
@@ -219,6 +222,11 @@ type abiEndpoint struct {
 	Mac     [6]uint8
 	HostMac [6]uint8
 	Pad2    uint32
+}
+
+type abiEndpointPolicy struct {
+	_       structs.HostLayout
+	Ruleset [2]uint64
 }
 
 type abiEvent struct {
@@ -268,6 +276,37 @@ const (
 	abiHookModeHOOK_TRACEPOINT abiHookMode = 1
 	abiHookModeHOOK_TRAMPOLINE abiHookMode = 2
 )
+
+type abiIdentityKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Addr      [16]uint8
+}
+
+type abiPolicyDirection uint32
+
+const (
+	abiPolicyDirectionPOLICY_INGRESS abiPolicyDirection = 0
+	abiPolicyDirectionPOLICY_EGRESS  abiPolicyDirection = 1
+)
+
+type abiPolicyNumber uint32
+
+const (
+	abiPolicyNumberRULESET_OPEN    abiPolicyNumber = 1
+	abiPolicyNumberIDENTITY_HOST   abiPolicyNumber = 1
+	abiPolicyNumberIDENTITY_GROUPS abiPolicyNumber = 4
+	abiPolicyNumberPROFILE_ALL     abiPolicyNumber = 1
+)
+
+type abiProfileKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Profile   [2]uint32
+	Proto     uint8
+	Port      [2]uint8
+	Pad       uint8
+}
 
 type abiShared struct {
 	_          structs.HostLayout
@@ -391,44 +430,57 @@ const (
 	abiSweepProtoSWEEP_OTHER abiSweepProto = 2
 )
 
+type abiVerdictKey struct {
+	_        structs.HostLayout
+	Ruleset  uint64
+	Identity uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	abiMapMooringAffinity    = "mooring_affinity"
-	abiMapMooringBackends    = "mooring_backends"
-	abiMapMooringCounters    = "mooring_counters"
-	abiMapMooringCrowds      = "mooring_crowds"
-	abiMapMooringCt          = "mooring_ct"
-	abiMapMooringCtEmbryonic = "mooring_ct_embryonic"
-	abiMapMooringCtLive      = "mooring_ct_live"
-	abiMapMooringCtStats     = "mooring_ct_stats"
-	abiMapMooringEnded       = "mooring_ended"
-	abiMapMooringEndpoints   = "mooring_endpoints"
-	abiMapMooringEvents      = "mooring_events"
-	abiMapMooringFrags       = "mooring_frags"
-	abiMapMooringServices    = "mooring_services"
-	abiMapMooringShared      = "mooring_shared"
-	abiMapMooringSlots       = "mooring_slots"
-	abiMapMooringSockets     = "mooring_sockets"
-	abiMapMooringTimewait    = "mooring_timewait"
-	abiVarUnusedBackendState = "unused_backend_state"
-	abiVarUnusedBurial       = "unused_burial"
-	abiVarUnusedClock        = "unused_clock"
-	abiVarUnusedCtFlags      = "unused_ct_flags"
-	abiVarUnusedCtStat       = "unused_ct_stat"
-	abiVarUnusedCtState      = "unused_ct_state"
-	abiVarUnusedCtTether     = "unused_ct_tether"
-	abiVarUnusedCtType       = "unused_ct_type"
-	abiVarUnusedDirection    = "unused_direction"
-	abiVarUnusedDropReason   = "unused_drop_reason"
-	abiVarUnusedEvent        = "unused_event"
-	abiVarUnusedEventKind    = "unused_event_kind"
-	abiVarUnusedHookMode     = "unused_hook_mode"
-	abiVarUnusedSocketFlags  = "unused_socket_flags"
-	abiVarUnusedSvcFlags     = "unused_svc_flags"
-	abiVarUnusedSweep        = "unused_sweep"
-	abiVarUnusedSweepProto   = "unused_sweep_proto"
+	abiMapMooringAffinity       = "mooring_affinity"
+	abiMapMooringBackends       = "mooring_backends"
+	abiMapMooringCounters       = "mooring_counters"
+	abiMapMooringCrowds         = "mooring_crowds"
+	abiMapMooringCt             = "mooring_ct"
+	abiMapMooringCtEmbryonic    = "mooring_ct_embryonic"
+	abiMapMooringCtLive         = "mooring_ct_live"
+	abiMapMooringCtStats        = "mooring_ct_stats"
+	abiMapMooringEnded          = "mooring_ended"
+	abiMapMooringEndpoints      = "mooring_endpoints"
+	abiMapMooringEvents         = "mooring_events"
+	abiMapMooringFrags          = "mooring_frags"
+	abiMapMooringIdentities     = "mooring_identities"
+	abiMapMooringPolicies       = "mooring_policies"
+	abiMapMooringPolicyDrops    = "mooring_policy_drops"
+	abiMapMooringProfiles       = "mooring_profiles"
+	abiMapMooringServices       = "mooring_services"
+	abiMapMooringShared         = "mooring_shared"
+	abiMapMooringSlots          = "mooring_slots"
+	abiMapMooringSockets        = "mooring_sockets"
+	abiMapMooringTimewait       = "mooring_timewait"
+	abiMapMooringVerdicts       = "mooring_verdicts"
+	abiVarUnusedBackendState    = "unused_backend_state"
+	abiVarUnusedBurial          = "unused_burial"
+	abiVarUnusedClock           = "unused_clock"
+	abiVarUnusedCtFlags         = "unused_ct_flags"
+	abiVarUnusedCtStat          = "unused_ct_stat"
+	abiVarUnusedCtState         = "unused_ct_state"
+	abiVarUnusedCtTether        = "unused_ct_tether"
+	abiVarUnusedCtType          = "unused_ct_type"
+	abiVarUnusedDirection       = "unused_direction"
+	abiVarUnusedDropReason      = "unused_drop_reason"
+	abiVarUnusedEvent           = "unused_event"
+	abiVarUnusedEventKind       = "unused_event_kind"
+	abiVarUnusedHookMode        = "unused_hook_mode"
+	abiVarUnusedPolicyDirection = "unused_policy_direction"
+	abiVarUnusedPolicyNumber    = "unused_policy_number"
+	abiVarUnusedSocketFlags     = "unused_socket_flags"
+	abiVarUnusedSvcFlags        = "unused_svc_flags"
+	abiVarUnusedSweep           = "unused_sweep"
+	abiVarUnusedSweepProto      = "unused_sweep_proto"
 )
 
 // loadAbi returns the embedded CollectionSpec for abi.
@@ -491,34 +543,41 @@ type abiMapSpecs struct {
 	MooringEndpoints   *ebpf.MapSpec `ebpf:"mooring_endpoints"`
 	MooringEvents      *ebpf.MapSpec `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
+	MooringIdentities  *ebpf.MapSpec `ebpf:"mooring_identities"`
+	MooringPolicies    *ebpf.MapSpec `ebpf:"mooring_policies"`
+	MooringPolicyDrops *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
+	MooringProfiles    *ebpf.MapSpec `ebpf:"mooring_profiles"`
 	MooringServices    *ebpf.MapSpec `ebpf:"mooring_services"`
 	MooringShared      *ebpf.MapSpec `ebpf:"mooring_shared"`
 	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
+	MooringVerdicts    *ebpf.MapSpec `ebpf:"mooring_verdicts"`
 }
 
 // abiVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type abiVariableSpecs struct {
-	UnusedBackendState *ebpf.VariableSpec `ebpf:"unused_backend_state"`
-	UnusedBurial       *ebpf.VariableSpec `ebpf:"unused_burial"`
-	UnusedClock        *ebpf.VariableSpec `ebpf:"unused_clock"`
-	UnusedCtFlags      *ebpf.VariableSpec `ebpf:"unused_ct_flags"`
-	UnusedCtStat       *ebpf.VariableSpec `ebpf:"unused_ct_stat"`
-	UnusedCtState      *ebpf.VariableSpec `ebpf:"unused_ct_state"`
-	UnusedCtTether     *ebpf.VariableSpec `ebpf:"unused_ct_tether"`
-	UnusedCtType       *ebpf.VariableSpec `ebpf:"unused_ct_type"`
-	UnusedDirection    *ebpf.VariableSpec `ebpf:"unused_direction"`
-	UnusedDropReason   *ebpf.VariableSpec `ebpf:"unused_drop_reason"`
-	UnusedEvent        *ebpf.VariableSpec `ebpf:"unused_event"`
-	UnusedEventKind    *ebpf.VariableSpec `ebpf:"unused_event_kind"`
-	UnusedHookMode     *ebpf.VariableSpec `ebpf:"unused_hook_mode"`
-	UnusedSocketFlags  *ebpf.VariableSpec `ebpf:"unused_socket_flags"`
-	UnusedSvcFlags     *ebpf.VariableSpec `ebpf:"unused_svc_flags"`
-	UnusedSweep        *ebpf.VariableSpec `ebpf:"unused_sweep"`
-	UnusedSweepProto   *ebpf.VariableSpec `ebpf:"unused_sweep_proto"`
+	UnusedBackendState    *ebpf.VariableSpec `ebpf:"unused_backend_state"`
+	UnusedBurial          *ebpf.VariableSpec `ebpf:"unused_burial"`
+	UnusedClock           *ebpf.VariableSpec `ebpf:"unused_clock"`
+	UnusedCtFlags         *ebpf.VariableSpec `ebpf:"unused_ct_flags"`
+	UnusedCtStat          *ebpf.VariableSpec `ebpf:"unused_ct_stat"`
+	UnusedCtState         *ebpf.VariableSpec `ebpf:"unused_ct_state"`
+	UnusedCtTether        *ebpf.VariableSpec `ebpf:"unused_ct_tether"`
+	UnusedCtType          *ebpf.VariableSpec `ebpf:"unused_ct_type"`
+	UnusedDirection       *ebpf.VariableSpec `ebpf:"unused_direction"`
+	UnusedDropReason      *ebpf.VariableSpec `ebpf:"unused_drop_reason"`
+	UnusedEvent           *ebpf.VariableSpec `ebpf:"unused_event"`
+	UnusedEventKind       *ebpf.VariableSpec `ebpf:"unused_event_kind"`
+	UnusedHookMode        *ebpf.VariableSpec `ebpf:"unused_hook_mode"`
+	UnusedPolicyDirection *ebpf.VariableSpec `ebpf:"unused_policy_direction"`
+	UnusedPolicyNumber    *ebpf.VariableSpec `ebpf:"unused_policy_number"`
+	UnusedSocketFlags     *ebpf.VariableSpec `ebpf:"unused_socket_flags"`
+	UnusedSvcFlags        *ebpf.VariableSpec `ebpf:"unused_svc_flags"`
+	UnusedSweep           *ebpf.VariableSpec `ebpf:"unused_sweep"`
+	UnusedSweepProto      *ebpf.VariableSpec `ebpf:"unused_sweep_proto"`
 }
 
 // abiObjects contains all objects after they have been loaded into the kernel.
@@ -553,11 +612,16 @@ type abiMaps struct {
 	MooringEndpoints   *ebpf.Map `ebpf:"mooring_endpoints"`
 	MooringEvents      *ebpf.Map `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
+	MooringIdentities  *ebpf.Map `ebpf:"mooring_identities"`
+	MooringPolicies    *ebpf.Map `ebpf:"mooring_policies"`
+	MooringPolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
+	MooringProfiles    *ebpf.Map `ebpf:"mooring_profiles"`
 	MooringServices    *ebpf.Map `ebpf:"mooring_services"`
 	MooringShared      *ebpf.Map `ebpf:"mooring_shared"`
 	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
+	MooringVerdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
 }
 
 func (m *abiMaps) Close() error {
@@ -574,11 +638,16 @@ func (m *abiMaps) Close() error {
 		m.MooringEndpoints,
 		m.MooringEvents,
 		m.MooringFrags,
+		m.MooringIdentities,
+		m.MooringPolicies,
+		m.MooringPolicyDrops,
+		m.MooringProfiles,
 		m.MooringServices,
 		m.MooringShared,
 		m.MooringSlots,
 		m.MooringSockets,
 		m.MooringTimewait,
+		m.MooringVerdicts,
 	)
 }
 
@@ -586,23 +655,25 @@ func (m *abiMaps) Close() error {
 //
 // It can be passed to loadAbiObjects or ebpf.CollectionSpec.LoadAndAssign.
 type abiVariables struct {
-	UnusedBackendState *ebpf.Variable `ebpf:"unused_backend_state"`
-	UnusedBurial       *ebpf.Variable `ebpf:"unused_burial"`
-	UnusedClock        *ebpf.Variable `ebpf:"unused_clock"`
-	UnusedCtFlags      *ebpf.Variable `ebpf:"unused_ct_flags"`
-	UnusedCtStat       *ebpf.Variable `ebpf:"unused_ct_stat"`
-	UnusedCtState      *ebpf.Variable `ebpf:"unused_ct_state"`
-	UnusedCtTether     *ebpf.Variable `ebpf:"unused_ct_tether"`
-	UnusedCtType       *ebpf.Variable `ebpf:"unused_ct_type"`
-	UnusedDirection    *ebpf.Variable `ebpf:"unused_direction"`
-	UnusedDropReason   *ebpf.Variable `ebpf:"unused_drop_reason"`
-	UnusedEvent        *ebpf.Variable `ebpf:"unused_event"`
-	UnusedEventKind    *ebpf.Variable `ebpf:"unused_event_kind"`
-	UnusedHookMode     *ebpf.Variable `ebpf:"unused_hook_mode"`
-	UnusedSocketFlags  *ebpf.Variable `ebpf:"unused_socket_flags"`
-	UnusedSvcFlags     *ebpf.Variable `ebpf:"unused_svc_flags"`
-	UnusedSweep        *ebpf.Variable `ebpf:"unused_sweep"`
-	UnusedSweepProto   *ebpf.Variable `ebpf:"unused_sweep_proto"`
+	UnusedBackendState    *ebpf.Variable `ebpf:"unused_backend_state"`
+	UnusedBurial          *ebpf.Variable `ebpf:"unused_burial"`
+	UnusedClock           *ebpf.Variable `ebpf:"unused_clock"`
+	UnusedCtFlags         *ebpf.Variable `ebpf:"unused_ct_flags"`
+	UnusedCtStat          *ebpf.Variable `ebpf:"unused_ct_stat"`
+	UnusedCtState         *ebpf.Variable `ebpf:"unused_ct_state"`
+	UnusedCtTether        *ebpf.Variable `ebpf:"unused_ct_tether"`
+	UnusedCtType          *ebpf.Variable `ebpf:"unused_ct_type"`
+	UnusedDirection       *ebpf.Variable `ebpf:"unused_direction"`
+	UnusedDropReason      *ebpf.Variable `ebpf:"unused_drop_reason"`
+	UnusedEvent           *ebpf.Variable `ebpf:"unused_event"`
+	UnusedEventKind       *ebpf.Variable `ebpf:"unused_event_kind"`
+	UnusedHookMode        *ebpf.Variable `ebpf:"unused_hook_mode"`
+	UnusedPolicyDirection *ebpf.Variable `ebpf:"unused_policy_direction"`
+	UnusedPolicyNumber    *ebpf.Variable `ebpf:"unused_policy_number"`
+	UnusedSocketFlags     *ebpf.Variable `ebpf:"unused_socket_flags"`
+	UnusedSvcFlags        *ebpf.Variable `ebpf:"unused_svc_flags"`
+	UnusedSweep           *ebpf.Variable `ebpf:"unused_sweep"`
+	UnusedSweepProto      *ebpf.Variable `ebpf:"unused_sweep_proto"`
 }
 
 // abiPrograms contains all programs after they have been loaded into the kernel.

@@ -8,6 +8,7 @@
 #include "lib/conntrack.h"
 #include "lib/socket.h"
 #include "lib/service.h"
+#include "lib/policy.h"
 #include "lib/icmp.h"
 #include "lib/forward.h"
 #include "lib/finish.h"
@@ -19,6 +20,7 @@ ALWAYS int flow_out(ctx_t *ctx, struct pkt *p)
 	    ?: socket_claim(ctx, p)		/* socket.h     whose it is                    */
 	    ?: ct_lookup(p)			/* conntrack.h  ours, a reply, or not seen yet */
 	    ?: svc_translate(ctx, p)		/* service.h    frontend -> backend            */
+	    ?: policy_check(p)			/* policy.h     may the flow begin, or go on   */
 	    ?: svc_untranslate(ctx, p)		/* service.h    reply -> from the frontend     */
 	    ?: ct_commit(p);			/* conntrack.h  remember, count, state         */
 }
@@ -41,6 +43,7 @@ ALWAYS int pod_in(ctx_t *ctx, struct pkt *p)
 		? icmp_translate(ctx, p)
 		: ct_keep(p)
 		    ?: ct_lookup(p)
+		    ?: policy_check(p)
 		    ?: svc_untranslate(ctx, p)
 		    ?: ct_commit(p))
 	    ?: TO_STACK;

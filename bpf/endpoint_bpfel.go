@@ -31,11 +31,16 @@ const (
 	endpointMapMooringEndpoints   = "mooring_endpoints"
 	endpointMapMooringEvents      = "mooring_events"
 	endpointMapMooringFrags       = "mooring_frags"
+	endpointMapMooringIdentities  = "mooring_identities"
+	endpointMapMooringPolicies    = "mooring_policies"
+	endpointMapMooringPolicyDrops = "mooring_policy_drops"
+	endpointMapMooringProfiles    = "mooring_profiles"
 	endpointMapMooringServices    = "mooring_services"
 	endpointMapMooringShared      = "mooring_shared"
 	endpointMapMooringSlots       = "mooring_slots"
 	endpointMapMooringSockets     = "mooring_sockets"
 	endpointMapMooringTimewait    = "mooring_timewait"
+	endpointMapMooringVerdicts    = "mooring_verdicts"
 	endpointProgFromContainer     = "from_container"
 	endpointProgToContainer       = "to_container"
 	endpointVarCacheDecisions     = "cache_decisions"
@@ -44,6 +49,7 @@ const (
 	endpointVarHairpinV6          = "hairpin_v6"
 	endpointVarHookMode           = "hook_mode"
 	endpointVarJiffiesPerSecond   = "jiffies_per_second"
+	endpointVarPolicyEnforced     = "policy_enforced"
 )
 
 // loadEndpoint returns the embedded CollectionSpec for endpoint.
@@ -111,11 +117,16 @@ type endpointMapSpecs struct {
 	MooringEndpoints   *ebpf.MapSpec `ebpf:"mooring_endpoints"`
 	MooringEvents      *ebpf.MapSpec `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
+	MooringIdentities  *ebpf.MapSpec `ebpf:"mooring_identities"`
+	MooringPolicies    *ebpf.MapSpec `ebpf:"mooring_policies"`
+	MooringPolicyDrops *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
+	MooringProfiles    *ebpf.MapSpec `ebpf:"mooring_profiles"`
 	MooringServices    *ebpf.MapSpec `ebpf:"mooring_services"`
 	MooringShared      *ebpf.MapSpec `ebpf:"mooring_shared"`
 	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
+	MooringVerdicts    *ebpf.MapSpec `ebpf:"mooring_verdicts"`
 }
 
 // endpointVariableSpecs contains global variables before they are loaded into the kernel.
@@ -128,6 +139,7 @@ type endpointVariableSpecs struct {
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.VariableSpec `ebpf:"jiffies_per_second"`
+	PolicyEnforced   *ebpf.VariableSpec `ebpf:"policy_enforced"`
 }
 
 // endpointObjects contains all objects after they have been loaded into the kernel.
@@ -165,11 +177,16 @@ type endpointMaps struct {
 	MooringEndpoints   *ebpf.Map `ebpf:"mooring_endpoints"`
 	MooringEvents      *ebpf.Map `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
+	MooringIdentities  *ebpf.Map `ebpf:"mooring_identities"`
+	MooringPolicies    *ebpf.Map `ebpf:"mooring_policies"`
+	MooringPolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
+	MooringProfiles    *ebpf.Map `ebpf:"mooring_profiles"`
 	MooringServices    *ebpf.Map `ebpf:"mooring_services"`
 	MooringShared      *ebpf.Map `ebpf:"mooring_shared"`
 	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
+	MooringVerdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
 }
 
 func (m *endpointMaps) Close() error {
@@ -189,11 +206,16 @@ func (m *endpointMaps) Close() error {
 		m.MooringEndpoints,
 		m.MooringEvents,
 		m.MooringFrags,
+		m.MooringIdentities,
+		m.MooringPolicies,
+		m.MooringPolicyDrops,
+		m.MooringProfiles,
 		m.MooringServices,
 		m.MooringShared,
 		m.MooringSlots,
 		m.MooringSockets,
 		m.MooringTimewait,
+		m.MooringVerdicts,
 	)
 }
 
@@ -207,6 +229,7 @@ type endpointVariables struct {
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.Variable `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.Variable `ebpf:"jiffies_per_second"`
+	PolicyEnforced   *ebpf.Variable `ebpf:"policy_enforced"`
 }
 
 // endpointPrograms contains all programs after they have been loaded into the kernel.

@@ -19,6 +19,7 @@ type Options struct {
 	MaxEntries uint32 // of the conntrack map
 	Hook       string // conntrack.hook: auto, trampoline, tracepoint or off; empty: off
 	Cgroup     string // where the hook for close() attaches; empty: the root of cgroup2
+	Policy     bool   // enforce network policies: what mooring_policies does not have is closed
 	NoCache    bool   // decide every packet by the tables: for comparison
 }
 
@@ -41,6 +42,12 @@ type Maps struct {
 	Counters  *ebpf.Map `ebpf:"mooring_counters"`
 	Events    *ebpf.Map `ebpf:"mooring_events"`
 	Shared    *ebpf.Map `ebpf:"mooring_shared"`
+
+	Policies    *ebpf.Map `ebpf:"mooring_policies"`
+	Identities  *ebpf.Map `ebpf:"mooring_identities"`
+	Verdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
+	Profiles    *ebpf.Map `ebpf:"mooring_profiles"`
+	PolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
 }
 
 // Programs are what a daemon runs or attaches.
@@ -144,7 +151,12 @@ func (d *Datapath) configure(spec *ebpf.CollectionSpec, opts Options) error {
 	if opts.NoCache {
 		cache = 0
 	}
+	enforced := uint8(0)
+	if opts.Policy {
+		enforced = 1
+	}
 	for name, value := range map[string]any{
+		"policy_enforced":    enforced,
 		"jiffies_per_second": d.JiffiesPerSecond,
 		"hook_mode":          d.Hook.mode(),
 		"ct_direct_limit":    uint64(d.CT.MaxEntries() / 2),
@@ -213,6 +225,7 @@ func (d *Datapath) Close() error {
 	for _, m := range []*ebpf.Map{
 		d.CT, d.Embryonic, d.Live, d.Sockets, d.Ended, d.TimeWait, d.Crowds, d.CTStats,
 		d.Endpoints, d.Services, d.Slots, d.Backends, d.Affinity, d.Frags, d.Counters, d.Events, d.Shared,
+		d.Policies, d.Identities, d.Verdicts, d.Profiles, d.PolicyDrops,
 	} {
 		m.Close()
 	}

@@ -29,11 +29,16 @@ const (
 	sockMapMooringEndpoints   = "mooring_endpoints"
 	sockMapMooringEvents      = "mooring_events"
 	sockMapMooringFrags       = "mooring_frags"
+	sockMapMooringIdentities  = "mooring_identities"
+	sockMapMooringPolicies    = "mooring_policies"
+	sockMapMooringPolicyDrops = "mooring_policy_drops"
+	sockMapMooringProfiles    = "mooring_profiles"
 	sockMapMooringServices    = "mooring_services"
 	sockMapMooringShared      = "mooring_shared"
 	sockMapMooringSlots       = "mooring_slots"
 	sockMapMooringSockets     = "mooring_sockets"
 	sockMapMooringTimewait    = "mooring_timewait"
+	sockMapMooringVerdicts    = "mooring_verdicts"
 	sockProgCallRollTcp       = "call_roll_tcp"
 	sockProgCallRollUdp       = "call_roll_udp"
 	sockProgOnSetState        = "on_set_state"
@@ -48,6 +53,7 @@ const (
 	sockVarHairpinV6          = "hairpin_v6"
 	sockVarHookMode           = "hook_mode"
 	sockVarJiffiesPerSecond   = "jiffies_per_second"
+	sockVarPolicyEnforced     = "policy_enforced"
 	sockVarRollCall           = "roll_call"
 )
 
@@ -120,11 +126,16 @@ type sockMapSpecs struct {
 	MooringEndpoints   *ebpf.MapSpec `ebpf:"mooring_endpoints"`
 	MooringEvents      *ebpf.MapSpec `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
+	MooringIdentities  *ebpf.MapSpec `ebpf:"mooring_identities"`
+	MooringPolicies    *ebpf.MapSpec `ebpf:"mooring_policies"`
+	MooringPolicyDrops *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
+	MooringProfiles    *ebpf.MapSpec `ebpf:"mooring_profiles"`
 	MooringServices    *ebpf.MapSpec `ebpf:"mooring_services"`
 	MooringShared      *ebpf.MapSpec `ebpf:"mooring_shared"`
 	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
+	MooringVerdicts    *ebpf.MapSpec `ebpf:"mooring_verdicts"`
 }
 
 // sockVariableSpecs contains global variables before they are loaded into the kernel.
@@ -137,6 +148,7 @@ type sockVariableSpecs struct {
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.VariableSpec `ebpf:"jiffies_per_second"`
+	PolicyEnforced   *ebpf.VariableSpec `ebpf:"policy_enforced"`
 	RollCall         *ebpf.VariableSpec `ebpf:"roll_call"`
 }
 
@@ -173,11 +185,16 @@ type sockMaps struct {
 	MooringEndpoints   *ebpf.Map `ebpf:"mooring_endpoints"`
 	MooringEvents      *ebpf.Map `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
+	MooringIdentities  *ebpf.Map `ebpf:"mooring_identities"`
+	MooringPolicies    *ebpf.Map `ebpf:"mooring_policies"`
+	MooringPolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
+	MooringProfiles    *ebpf.Map `ebpf:"mooring_profiles"`
 	MooringServices    *ebpf.Map `ebpf:"mooring_services"`
 	MooringShared      *ebpf.Map `ebpf:"mooring_shared"`
 	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
+	MooringVerdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
 }
 
 func (m *sockMaps) Close() error {
@@ -195,11 +212,16 @@ func (m *sockMaps) Close() error {
 		m.MooringEndpoints,
 		m.MooringEvents,
 		m.MooringFrags,
+		m.MooringIdentities,
+		m.MooringPolicies,
+		m.MooringPolicyDrops,
+		m.MooringProfiles,
 		m.MooringServices,
 		m.MooringShared,
 		m.MooringSlots,
 		m.MooringSockets,
 		m.MooringTimewait,
+		m.MooringVerdicts,
 	)
 }
 
@@ -213,6 +235,7 @@ type sockVariables struct {
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.Variable `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.Variable `ebpf:"jiffies_per_second"`
+	PolicyEnforced   *ebpf.Variable `ebpf:"policy_enforced"`
 	RollCall         *ebpf.Variable `ebpf:"roll_call"`
 }
 

@@ -30,11 +30,16 @@ const (
 	sweepMapMooringEndpoints   = "mooring_endpoints"
 	sweepMapMooringEvents      = "mooring_events"
 	sweepMapMooringFrags       = "mooring_frags"
+	sweepMapMooringIdentities  = "mooring_identities"
+	sweepMapMooringPolicies    = "mooring_policies"
+	sweepMapMooringPolicyDrops = "mooring_policy_drops"
+	sweepMapMooringProfiles    = "mooring_profiles"
 	sweepMapMooringServices    = "mooring_services"
 	sweepMapMooringShared      = "mooring_shared"
 	sweepMapMooringSlots       = "mooring_slots"
 	sweepMapMooringSockets     = "mooring_sockets"
 	sweepMapMooringTimewait    = "mooring_timewait"
+	sweepMapMooringVerdicts    = "mooring_verdicts"
 	sweepProgBuryDue           = "bury_due"
 	sweepProgReadClock         = "read_clock"
 	sweepProgSweepConntrack    = "sweep_conntrack"
@@ -44,6 +49,7 @@ const (
 	sweepVarHairpinV6          = "hairpin_v6"
 	sweepVarHookMode           = "hook_mode"
 	sweepVarJiffiesPerSecond   = "jiffies_per_second"
+	sweepVarPolicyEnforced     = "policy_enforced"
 )
 
 // loadSweep returns the embedded CollectionSpec for sweep.
@@ -111,11 +117,16 @@ type sweepMapSpecs struct {
 	MooringEndpoints   *ebpf.MapSpec `ebpf:"mooring_endpoints"`
 	MooringEvents      *ebpf.MapSpec `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
+	MooringIdentities  *ebpf.MapSpec `ebpf:"mooring_identities"`
+	MooringPolicies    *ebpf.MapSpec `ebpf:"mooring_policies"`
+	MooringPolicyDrops *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
+	MooringProfiles    *ebpf.MapSpec `ebpf:"mooring_profiles"`
 	MooringServices    *ebpf.MapSpec `ebpf:"mooring_services"`
 	MooringShared      *ebpf.MapSpec `ebpf:"mooring_shared"`
 	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
+	MooringVerdicts    *ebpf.MapSpec `ebpf:"mooring_verdicts"`
 }
 
 // sweepVariableSpecs contains global variables before they are loaded into the kernel.
@@ -128,6 +139,7 @@ type sweepVariableSpecs struct {
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.VariableSpec `ebpf:"jiffies_per_second"`
+	PolicyEnforced   *ebpf.VariableSpec `ebpf:"policy_enforced"`
 }
 
 // sweepObjects contains all objects after they have been loaded into the kernel.
@@ -164,11 +176,16 @@ type sweepMaps struct {
 	MooringEndpoints   *ebpf.Map `ebpf:"mooring_endpoints"`
 	MooringEvents      *ebpf.Map `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
+	MooringIdentities  *ebpf.Map `ebpf:"mooring_identities"`
+	MooringPolicies    *ebpf.Map `ebpf:"mooring_policies"`
+	MooringPolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
+	MooringProfiles    *ebpf.Map `ebpf:"mooring_profiles"`
 	MooringServices    *ebpf.Map `ebpf:"mooring_services"`
 	MooringShared      *ebpf.Map `ebpf:"mooring_shared"`
 	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
+	MooringVerdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
 }
 
 func (m *sweepMaps) Close() error {
@@ -187,11 +204,16 @@ func (m *sweepMaps) Close() error {
 		m.MooringEndpoints,
 		m.MooringEvents,
 		m.MooringFrags,
+		m.MooringIdentities,
+		m.MooringPolicies,
+		m.MooringPolicyDrops,
+		m.MooringProfiles,
 		m.MooringServices,
 		m.MooringShared,
 		m.MooringSlots,
 		m.MooringSockets,
 		m.MooringTimewait,
+		m.MooringVerdicts,
 	)
 }
 
@@ -205,6 +227,7 @@ type sweepVariables struct {
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.Variable `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.Variable `ebpf:"jiffies_per_second"`
+	PolicyEnforced   *ebpf.Variable `ebpf:"policy_enforced"`
 }
 
 // sweepPrograms contains all programs after they have been loaded into the kernel.

@@ -267,7 +267,49 @@ enum drop_reason {
 	DROP_ICMP_UNRELATED,		/* an ICMP error to a service address about no flow of ours */
 	DROP_NO_FLOW,			/* a TCP reset to a service that belongs to no flow */
 	DROP_TUPLE_BUSY,		/* the last flow's entry is being deleted this very moment: sent again, it passes */
+	DROP_POLICY_EGRESS,		/* the egress policy of the flow's initiator does not allow it */
+	DROP_POLICY_INGRESS,		/* the ingress policy of the flow's responder does not allow it */
+	DROP_POLICY_UNKNOWN,		/* the pod's policies are not known yet */
 	DROP_REASONS,
+};
+
+/* Directions of policy, as the pod sees them. */
+enum policy_direction {
+	POLICY_INGRESS = 0,
+	POLICY_EGRESS = 1,
+};
+
+/* Numbers that daemon/policy gives a meaning of their own. A zero was not written yet, and denies. */
+enum policy_number {
+	RULESET_OPEN = 1,	/* nothing is enforced */
+	IDENTITY_HOST = 1,	/* this node, always allowed */
+	IDENTITY_GROUPS = 4,	/* above it, by the group in the lowest bits: what a group has in common */
+	PROFILE_ALL = 1,	/* every port of every protocol */
+};
+
+/* What holds for an endpoint: its rulesets by enum policy_direction. */
+struct endpoint_policy {
+	__u64 ruleset[2];
+};
+
+/* A prefix of addresses; byte for byte, so that the trie compares from the first bit on. */
+struct identity_key {
+	__u32 prefixlen;
+	__u8 addr[16];
+};
+
+struct verdict_key {
+	__u64 ruleset;
+	__u64 identity;
+};
+
+/* A profile's answer for the protocols and ports that begin so: 64 bits are the whole profile, 72 a protocol. */
+struct profile_key {
+	__u32 prefixlen;
+	__u32 profile[2];
+	__u8 proto;
+	__u8 port[2];
+	__u8 pad;
 };
 
 struct counter {
@@ -376,6 +418,9 @@ enum sweep_proto {
 _Static_assert(sizeof(struct ct_key) == 40, "ct_key is a hash key: no padding");
 _Static_assert(sizeof(struct svc_key) == 24, "svc_key is a hash key: no padding");
 _Static_assert(sizeof(struct affinity_key) == 24, "affinity_key is a hash key: no padding");
+_Static_assert(sizeof(struct verdict_key) == 16, "verdict_key is a hash key: no padding");
+_Static_assert(sizeof(struct identity_key) == 20, "no padding");
+_Static_assert(sizeof(struct profile_key) == 16, "no padding");
 _Static_assert(sizeof(struct frag_key) == 40, "frag_key is a hash key: no padding");
 _Static_assert(sizeof(struct ct_entry) == 128, "two cache lines");
 _Static_assert(sizeof(struct socket_flow) == 48, "no padding");

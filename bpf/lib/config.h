@@ -26,4 +26,7 @@ volatile const __u64 ct_direct_limit = 0;
 /* Whether a socket keeps the decision for its flow, so that the next packet needs no table. */
 volatile const __u8 cache_decisions = 1;
 
+/* Whether policies are looked up at all. */
+volatile const __u8 policy_enforced = 0;
+
 #endif

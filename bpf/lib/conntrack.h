@@ -376,6 +376,7 @@ RARELY int ct_create(struct pkt *p)
 	e->service = p->service;
 	e->endpoint[0] = p->from_id;
 	e->endpoint[1] = p->to_id;
+	e->policy = p->generation;
 	/* Picked up in the middle: after a flush, an eviction, or a start on a running node. */
 	if (p->proto == IPPROTO_TCP && !tcp_opens(p))
 		e->state = CT_ESTABLISHED;

@@ -8,6 +8,7 @@
 
 #include "config.h"
 #include "conntrack.h"
+#include "policy.h"
 #include "rewrite.h"
 
 /* The packet that an ICMP error quotes, as far as it is quoted: RFC 792 promises 8 bytes of layer 4. */
@@ -146,7 +147,7 @@ RARELY int icmp_translate(ctx_t *ctx, struct pkt *p)
 		return -DROP_MALFORMED;
 	__builtin_memset(in, 0, sizeof(*in));
 	if (p->flags & PKT_LATER_FRAGMENT)
-		return NEXT;
+		return policy_check_stray(p);
 	ret = icmp_parse_quoted(ctx, p, in);
 	if (ret)
 		return ret;
@@ -183,8 +184,9 @@ RARELY int icmp_translate(ctx_t *ctx, struct pkt *p)
 	key.type = CT_SVC;
 	key.pad = 0;
 	e = ct_at(&key);
-	ret = e ? icmp_translate_svc(ctx, p, in, e) : NEXT;
-	return ret ?: icmp_related(p);
+	if (!e)
+		return icmp_related(p) ?: policy_check_stray(p);
+	return icmp_translate_svc(ctx, p, in, e) ?: icmp_related(p);
 }
 
 ALWAYS void swap_macs(struct ethhdr *eth)

@@ -141,6 +141,55 @@ struct {
 	__type(value, struct frag);
 } mooring_frags SEC(".maps");
 
+/* What holds for each endpoint, by its id. Writer: daemon/datapath policies.go, as of the maps below. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct endpoint_policy);
+} mooring_policies SEC(".maps");
+
+/* Who an address is, as far as policies can tell. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1048576);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct identity_key);
+	__type(value, __u64);
+} mooring_identities SEC(".maps");
+
+/* The profile that a ruleset has for an identity, or for the rest of its group. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1048576);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct verdict_key);
+	__type(value, __u64);
+} mooring_verdicts SEC(".maps");
+
+/* Which protocols and ports a profile allows: 1, or 0 for those that a shorter prefix allows wrongly. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1048576);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct profile_key);
+	__type(value, __u32);
+} mooring_profiles SEC(".maps");
+
+/* What rulesets denied. Counted by the programs, read and tidied by the daemon. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 8192);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u64);
+	__type(value, struct counter);
+} mooring_policy_drops SEC(".maps");
+
 /* Packets and bytes by drop_reason * DIRECTIONS + direction; reason 0 counts what passed. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

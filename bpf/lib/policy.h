@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Network policy: whether a flow may begin, on what its packets are after
+ * translation. The conntrack entry remembers the generation of the policies that
+ * allowed it, so an established flow costs one comparison, and its replies pass
+ * without a rule of their own. After a change of policy the next packet, in
+ * either direction, is decided anew, always as the flow's initiator sent it.
+ */
+#ifndef MOORING_POLICY_H
+#define MOORING_POLICY_H
+
+#include "config.h"
+#include "endpoint.h"
+#include "conntrack.h"
+
+/* The answer for a port, or for all that is not a port: the longest entry of the profile. */
+ALWAYS int policy_profile(__u64 profile, __u8 proto, __be16 port)
+{
+	struct profile_key key = {
+		.prefixlen = 8 * (sizeof(key.profile) + sizeof(key.proto) + sizeof(key.port)),
+		.profile = { (__u32)profile, profile >> 32 },
+		.proto = proto,
+	};
+	__u32 *allow;
+
+	if (profile == PROFILE_ALL)
+		return 1;
+	__builtin_memcpy(key.port, &port, sizeof(key.port));
+	allow = bpf_map_lookup_elem(&mooring_profiles, &key);
+	return allow && *allow;
+}
+
+ALWAYS void policy_count(__u64 ruleset, __u32 len)
+{
+	struct counter zero = {};
+	struct counter *c = bpf_map_lookup_elem(&mooring_policy_drops, &ruleset);
+
+	if (!c) {
+		bpf_map_update_elem(&mooring_policy_drops, &ruleset, &zero, BPF_NOEXIST);
+		c = bpf_map_lookup_elem(&mooring_policy_drops, &ruleset);
+	}
+	if (c) {
+		c->packets++;
+		c->bytes += len;
+	}
+}
+
+/* What holds for an endpoint in one direction towards a peer. What was not written yet denies. */
+RARELY int policy_side(const struct addr *peer, __u32 endpoint, __u32 direction, __u32 proto, __u32 port)
+{
+	struct identity_key where = { .prefixlen = 128 };
+	struct verdict_key key = {};
+	struct endpoint_policy *p;
+	__u64 *identity, *profile;
+
+	if (!peer)
+		return -DROP_POLICY_UNKNOWN;
+	p = bpf_map_lookup_elem(&mooring_policies, &endpoint);
+	if (!p)
+		return -DROP_POLICY_UNKNOWN;
+	key.ruleset = direction == POLICY_EGRESS ? p->ruleset[POLICY_EGRESS] : p->ruleset[POLICY_INGRESS];
+	if (key.ruleset == RULESET_OPEN)
+		return NEXT;
+	__builtin_memcpy(where.addr, peer->b, sizeof(where.addr));
+	identity = bpf_map_lookup_elem(&mooring_identities, &where);
+	if (identity && *identity == IDENTITY_HOST)
+		return NEXT;
+	if (!identity || !key.ruleset)
+		return -DROP_POLICY_UNKNOWN;
+	key.identity = *identity;
+	profile = bpf_map_lookup_elem(&mooring_verdicts, &key);
+	if (!profile) {
+		key.identity = IDENTITY_GROUPS | (*identity & (IDENTITY_GROUPS - 1));
+		profile = bpf_map_lookup_elem(&mooring_verdicts, &key);
+	}
+	if (profile && policy_profile(*profile, proto, port))
+		return NEXT;
+	return direction == POLICY_EGRESS ? -DROP_POLICY_EGRESS : -DROP_POLICY_INGRESS;
+}
+
+ALWAYS void policy_blame(__u32 endpoint, __u32 direction, __u32 len)
+{
+	struct endpoint_policy *p = bpf_map_lookup_elem(&mooring_policies, &endpoint);
+
+	if (p)
+		policy_count(direction == POLICY_EGRESS ? p->ruleset[POLICY_EGRESS] : p->ruleset[POLICY_INGRESS], len);
+}
+
+/* Egress policy of the flow's initiator and ingress policy of its responder, where they are pods of this node. */
+RARELY int policy_decide(struct pkt *p)
+{
+	struct endpoint *e;
+	struct addr from, to;
+	__u32 from_id, to_id;
+	__be16 port;
+	int ret = NEXT;
+
+	if (!p)
+		return -DROP_POLICY_UNKNOWN;
+	if (p->flags & PKT_REPLY) {
+		from = p->dst;
+		to = p->src;
+		port = p->sport;
+	} else {
+		from = p->src;
+		to = p->dst;
+		port = p->dport;
+	}
+	e = bpf_map_lookup_elem(&mooring_endpoints, &from);
+	from_id = e ? e->id : 0;
+	e = bpf_map_lookup_elem(&mooring_endpoints, &to);
+	to_id = e ? e->id : 0;
+	/* A pod always reaches itself. */
+	if (from_id == to_id)
+		return NEXT;
+	if (from_id) {
+		ret = policy_side(&to, from_id, POLICY_EGRESS, p->proto, port);
+		if (ret == -DROP_POLICY_EGRESS)
+			policy_blame(from_id, POLICY_EGRESS, p->len);
+	}
+	if (!ret && to_id) {
+		ret = policy_side(&from, to_id, POLICY_INGRESS, p->proto, port);
+		if (ret == -DROP_POLICY_INGRESS)
+			policy_blame(to_id, POLICY_INGRESS, p->len);
+	}
+	/* Whose policy it was, for events. */
+	if (ret)
+		p->from_id = ret == -DROP_POLICY_INGRESS ? to_id : from_id ?: to_id;
+	return ret;
+}
+
+/* The first packet of a flow, and the next one after policies have changed. */
+ALWAYS int policy_check(struct pkt *p)
+{
+	struct ct_entry *e = p->flow;
+	int ret;
+
+	if (!policy_enforced)
+		return NEXT;
+	if (e ? e->policy == p->generation || (e->flags & CT_F_HAIRPIN) : p->flags & PKT_HAIRPIN)
+		return NEXT;
+	ret = policy_decide(p);
+	p->flow = e;	/* which the verifier forgot over the call */
+	if (!ret && e)
+		e->policy = p->generation;
+	return ret;
+}
+
+/* What belongs to no flow that is known, and so to none that was allowed. */
+ALWAYS int policy_check_stray(struct pkt *p)
+{
+	return policy_enforced ? policy_decide(p) : NEXT;
+}
+
+#endif
