@@ -6,6 +6,7 @@
 package bpf
 
 import (
+	"cmp"
 	"encoding/binary"
 	"net/netip"
 	"strings"
@@ -128,6 +129,27 @@ func DirectionLabel(d Direction) string {
 // ToAddr turns an address into its 16 bytes, IPv4 mapped (RFC 4291, 2.5.5.2).
 func ToAddr(a netip.Addr) Addr {
 	return Addr{B: a.As16()}
+}
+
+// FlowKey is the key of the flow between two ends: the lower end comes first.
+// The programs compare the ends word by word, as their machine reads words.
+func FlowKey(protocol uint8, a, b netip.AddrPort) CTKey {
+	if compareEnds(a, b) > 0 {
+		a, b = b, a
+	}
+	return CTKey{
+		Addr: [2]Addr{ToAddr(a.Addr()), ToAddr(b.Addr())}, Port: [2]uint16{Port(a.Port()), Port(b.Port())},
+		Proto: protocol, Type: CTFlow,
+	}
+}
+
+func compareEnds(a, b netip.AddrPort) int {
+	x, y := a.Addr().As16(), b.Addr().As16()
+	return cmp.Or(
+		cmp.Compare(binary.NativeEndian.Uint64(x[:8]), binary.NativeEndian.Uint64(y[:8])),
+		cmp.Compare(binary.NativeEndian.Uint64(x[8:]), binary.NativeEndian.Uint64(y[8:])),
+		cmp.Compare(Port(a.Port()), Port(b.Port())),
+	)
 }
 
 // IP is the address as Go has it: IPv4 unmapped. The zero address is invalid.

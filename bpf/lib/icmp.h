@@ -45,7 +45,7 @@ ALWAYS int icmp_parse_quoted(ctx_t *ctx, const struct pkt *p, struct pkt *in)
 	ports = pkt_at(ctx, in->l4, 8);
 	if (!ports)
 		return -DROP_TRUNCATED;
-	if (in->proto == IPPROTO_TCP || in->proto == IPPROTO_UDP) {
+	if (in->proto == IPPROTO_TCP || in->proto == IPPROTO_UDP || in->proto == IPPROTO_SCTP) {
 		in->sport = ports[0];
 		in->dport = ports[1];
 	} else if (in->proto == IPPROTO_ICMP || in->proto == IPPROTO_ICMPV6) {

@@ -19,6 +19,7 @@
 #define ICMPV6_ECHO_REQUEST 128
 #define ICMPV6_ECHO_REPLY 129
 
+#define SCTP_HEADER 12 /* RFC 9260, 3.1 */
 #define MAX_HEADER_OFFSET 1023
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
@@ -147,6 +148,18 @@ ALWAYS int parse_l4(ctx_t *ctx, struct pkt *p, __u32 l4_len)
 			return -DROP_TRUNCATED;
 		p->sport = udp->source;
 		p->dport = udp->dest;
+		return NEXT;
+	}
+	case IPPROTO_SCTP: {
+		__be16 *ports;
+
+		if (l4_len < SCTP_HEADER)
+			return -DROP_TRUNCATED;
+		ports = pkt_at(ctx, p->l4, SCTP_HEADER);
+		if (!ports)
+			return -DROP_TRUNCATED;
+		p->sport = ports[0];
+		p->dport = ports[1];
 		return NEXT;
 	}
 	case IPPROTO_ICMP:

@@ -26,6 +26,7 @@ import (
 
 // fake answers what a test put in.
 type fake struct {
+	policies    []Policy
 	node        Node
 	status      Status
 	rows        int
@@ -53,7 +54,11 @@ func (f *fake) Connections(filter Filter, yield func(Connection) bool) error {
 func (f *fake) ConntrackStats() (ConntrackStats, error) { return ConntrackStats{Entries: 3}, nil }
 func (f *fake) FlushConntrack() (uint64, error)         { return 42, nil }
 func (f *fake) Services() []Service                     { return f.services }
-func (f *fake) Attachments() []model.Endpoint           { return f.attachments }
+func (f *fake) Policies() []Policy                      { return f.policies }
+func (f *fake) ExplainPolicy(q PolicyQuestion) (Explanation, error) {
+	return Explanation{From: q.From, To: q.To, Port: q.Port, Protocol: q.Protocol}, nil
+}
+func (f *fake) Attachments() []model.Endpoint { return f.attachments }
 func (f *fake) AddEndpoint(e model.Endpoint) (model.Endpoint, error) {
 	f.added = e
 	e.ID = 7
@@ -453,4 +458,16 @@ func leaveSocket(t *testing.T, path string) {
 	}
 	l.SetUnlinkOnClose(false)
 	l.Close()
+}
+
+func TestPolicyQuestionsArriveAsAsked(t *testing.T) {
+	c, _ := serve(t, &fake{policies: []Policy{{Kind: "NetworkPolicy", Namespace: "default", Name: "web"}}})
+	list, err := c.Policies(t.Context())
+	if err != nil || len(list) != 1 || list[0].Name != "web" {
+		t.Errorf("list %+v, error %v", list, err)
+	}
+	x, err := c.ExplainPolicy(t.Context(), PolicyQuestion{From: "default/a b", To: "fd00::1", Port: 80, Protocol: "TCP"})
+	if err != nil || x.From != "default/a b" || x.To != "fd00::1" || x.Port != 80 || x.Protocol != "TCP" {
+		t.Errorf("answer %+v, error %v", x, err)
+	}
 }

@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 
 	"github.com/mooring-cni/mooring/daemon/model"
@@ -69,6 +70,17 @@ func (c *Client) FlushConntrack(ctx context.Context) (deleted uint64, err error)
 // Services lists the services with their frontends and backends.
 func (c *Client) Services(ctx context.Context) (s []Service, err error) {
 	return s, c.call(ctx, "GET", "/v1/services", nil, &s)
+}
+
+// Policies lists the policies in the order in which they are evaluated.
+func (c *Client) Policies(ctx context.Context) (p []Policy, err error) {
+	return p, c.call(ctx, "GET", "/v1/policies", nil, &p)
+}
+
+// ExplainPolicy tells whether a flow may begin, and why.
+func (c *Client) ExplainPolicy(ctx context.Context, q PolicyQuestion) (x Explanation, err error) {
+	query := url.Values{"from": {q.From}, "to": {q.To}, "protocol": {q.Protocol}, "port": {strconv.Itoa(int(q.Port))}}
+	return x, c.call(ctx, "GET", "/v1/policies/explain?"+query.Encode(), nil, &x)
 }
 
 // Endpoints lists the pods' interfaces of this node.

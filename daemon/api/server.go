@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"time"
 
 	"github.com/mooring-cni/mooring/daemon/model"
@@ -27,6 +28,8 @@ type Daemon interface {
 	ConntrackStats() (ConntrackStats, error)
 	FlushConntrack() (deleted uint64, err error)
 	Services() []Service
+	Policies() []Policy
+	ExplainPolicy(PolicyQuestion) (Explanation, error)
 	Attachments() []model.Endpoint
 	AddEndpoint(model.Endpoint) (model.Endpoint, error)
 	DeleteEndpoint(containerID, ifname string) error
@@ -110,6 +113,19 @@ func handler(stop context.Context, d Daemon) http.Handler {
 			}
 		}
 		return services, nil
+	})
+	handle("GET /v1/policies", func(*http.Request) (any, error) { return list(d.Policies()), nil })
+	handle("GET /v1/policies/explain", func(r *http.Request) (any, error) {
+		q := r.URL.Query()
+		question := PolicyQuestion{From: q.Get("from"), To: q.Get("to"), Protocol: q.Get("protocol")}
+		if text := q.Get("port"); text != "" {
+			port, err := strconv.ParseUint(text, 10, 16)
+			if err != nil {
+				return nil, Errorf(http.StatusBadRequest, "port: %q is not a port", text)
+			}
+			question.Port = uint16(port)
+		}
+		return d.ExplainPolicy(question)
 	})
 	handle("GET /v1/attachments", func(*http.Request) (any, error) { return list(d.Attachments()), nil })
 	handle("GET /v1/endpoints", func(*http.Request) (any, error) {

@@ -140,6 +140,60 @@ type Event struct {
 	Destination string `json:"destination"`
 	Translation string `json:"translation,omitempty"`
 	Bytes       uint32 `json:"bytes,omitempty"`
+
+	// Policies apply to the endpoint, where the reason is policy_ingress or policy_egress.
+	Policies []string `json:"policies,omitempty"`
+}
+
+// Policy is one row of `mooring policy list`.
+type Policy struct {
+	Kind         string   `json:"kind"` // NetworkPolicy or ClusterNetworkPolicy
+	Namespace    string   `json:"namespace,omitempty"`
+	Name         string   `json:"name"`
+	Tier         string   `json:"tier,omitempty"` // of a ClusterNetworkPolicy: Admin or Baseline
+	Priority     int32    `json:"priority"`
+	Subject      string   `json:"subject"`
+	Directions   []string `json:"directions"` // ingress, egress
+	IngressRules int      `json:"ingressRules"`
+	EgressRules  int      `json:"egressRules"`
+	Pods         []string `json:"pods"` // that it selects, of this node
+}
+
+// PolicyQuestion is what `mooring policy explain` asks. From and To are
+// NAMESPACE/POD or addresses.
+type PolicyQuestion struct {
+	From, To string
+	Port     uint16
+	Protocol string // TCP, UDP, SCTP or ICMP
+}
+
+// Explanation answers a PolicyQuestion for every pair of addresses.
+type Explanation struct {
+	From     string         `json:"from"`
+	To       string         `json:"to"`
+	Port     uint16         `json:"port"`
+	Protocol string         `json:"protocol"`
+	Agrees   bool           `json:"agrees"` // computation and program, everywhere
+	Answers  []PolicyAnswer `json:"answers"`
+}
+
+// PolicyAnswer is the answer for two addresses. A direction that is not
+// decided on this node is left out.
+type PolicyAnswer struct {
+	Source      string      `json:"source"`
+	Destination string      `json:"destination"`
+	Computed    string      `json:"computed"` // allowed or denied: from what the maps are filled from
+	Program     string      `json:"program"`  // what the programs did with a made packet
+	Egress      *PolicySide `json:"egress,omitempty"`
+	Ingress     *PolicySide `json:"ingress,omitempty"`
+}
+
+// PolicySide is what one end's policies say.
+type PolicySide struct {
+	Verdict  string   `json:"verdict"`
+	Reason   string   `json:"reason"`
+	Rules    []string `json:"rules"`    // that decided
+	Policies []string `json:"policies"` // that apply
 }
 
 // Drop is why and where packets were dropped, as metrics label it.

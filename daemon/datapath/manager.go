@@ -15,6 +15,7 @@ import (
 	"github.com/mooring-cni/mooring/bpf"
 	"github.com/mooring-cni/mooring/conf"
 	"github.com/mooring-cni/mooring/daemon/api"
+	"github.com/mooring-cni/mooring/daemon/policy"
 )
 
 // Options say how the datapath is loaded.
@@ -23,6 +24,7 @@ type Options struct {
 	MaxEntries uint32 // of the conntrack map
 	Timeouts   conf.Timeouts
 	Hook       string // conntrack.hook
+	Policy     bool   // enforce network policies
 	Cgroup     string // where it attaches programs of cgroups; empty: the root
 	Log        *slog.Logger
 }
@@ -33,6 +35,7 @@ type Manager struct {
 	*endpoints
 	*reaper
 	*events
+	*policies
 
 	bpf *bpf.Datapath
 	log *slog.Logger
@@ -44,7 +47,7 @@ func New(opts Options) (*Manager, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	d, err := bpf.Load(bpf.Options{BPFFS: opts.BPFFS, MaxEntries: opts.MaxEntries, Hook: opts.Hook, Cgroup: opts.Cgroup})
+	d, err := bpf.Load(bpf.Options{BPFFS: opts.BPFFS, MaxEntries: opts.MaxEntries, Hook: opts.Hook, Policy: opts.Policy, Cgroup: opts.Cgroup})
 	if err != nil {
 		return nil, err
 	}
@@ -53,6 +56,7 @@ func New(opts Options) (*Manager, error) {
 	m.endpoints = &endpoints{bpf: d, bpffs: opts.BPFFS, reaper: m.reaper}
 	m.reaper.namespaces = m.endpoints.namespaces
 	m.events = &events{bpf: d, log: opts.Log}
+	m.policies = &policies{bpf: d, written: make(map[policy.ID][]bpf.ProfileKey)}
 	m.services, err = adoptServices(d, m.reaper)
 	if err == nil {
 		err = m.endpoints.refresh()

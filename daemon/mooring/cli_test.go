@@ -82,6 +82,27 @@ func (d daemon) ConntrackStats() (api.ConntrackStats, error) {
 
 func (d daemon) FlushConntrack() (uint64, error) { return 3277, nil }
 
+func (d daemon) Policies() []api.Policy {
+	if d.empty {
+		return nil
+	}
+	return []api.Policy{
+		{Kind: "ClusterNetworkPolicy", Name: "no-ssh", Tier: "Admin", Priority: 10, Subject: "namespaces: all", Directions: []string{"ingress"}, IngressRules: 1, Pods: []string{"default/client", "default/web"}},
+		{Kind: "NetworkPolicy", Namespace: "default", Name: "web", Subject: "pods: app=web", Directions: []string{"ingress", "egress"}, IngressRules: 2, Pods: []string{"default/web"}},
+	}
+}
+
+func (d daemon) ExplainPolicy(q api.PolicyQuestion) (api.Explanation, error) {
+	x := api.Explanation{From: q.From, To: q.To, Port: q.Port, Protocol: q.Protocol, Agrees: q.Port != 81, Answers: []api.PolicyAnswer{{
+		Source: "10.244.0.6", Destination: "10.244.0.5", Computed: "denied", Program: "denied",
+		Ingress: &api.PolicySide{Verdict: "denied", Reason: "no rule allows it, and the pod is isolated by NetworkPolicy default/web", Rules: []string{}, Policies: []string{"NetworkPolicy default/web"}},
+	}}}
+	if !x.Agrees {
+		x.Answers[0].Program = "allowed"
+	}
+	return x, nil
+}
+
 func (d daemon) Services() []api.Service {
 	if d.empty {
 		return nil
@@ -159,6 +180,10 @@ func TestCommandsPrintWhatTheGoldensShow(t *testing.T) {
 		"ct list", "ct list -o json", "ct list -o yaml", "ct list --pod default/nobody", "ct list --proto udp",
 		"ct stats", "ct stats -o json", "ct flush",
 		"service list", "service list -o json", "service list -o yaml",
+		"policy list", "policy list -o json", "policy list -o yaml",
+		"policy explain --from default/client --to default/web --port 80/TCP", "policy explain --from default/client --to default/web --port 80 -o json",
+		"policy explain --from default/client --to default/web --port 81/TCP", "policy explain --from default/client --to default/web",
+		"policy explain --from default/client --to default/web --port 0/TCP", "policy explain --help",
 		"endpoint list", "endpoint list -o json", "endpoint list -o yaml",
 		"monitor", "monitor -o json", "monitor -o yaml", "monitor --kind drop,end",
 		"--help", "status --help", "ct --help", "ct list --help", "cleanup --help", "monitor --help",

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -73,6 +74,9 @@ func printEvent(w io.Writer, f format, e api.Event) error {
 	}
 	if e.Reason != "" {
 		text += "  " + e.Reason
+	}
+	if len(e.Policies) > 0 {
+		text += " [" + strings.Join(e.Policies, ", ") + "]"
 	}
 	switch {
 	case e.Pod != "":

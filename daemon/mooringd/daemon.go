@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -28,6 +29,7 @@ type daemon struct {
 	kernel    kernelSide
 	endpoints *endpoint.Registry
 	services  *services
+	policies  *policies
 	cluster   *source.Kubernetes // nil: standalone
 	addresses []netip.Addr       // as the services' table had them
 	// remembered says that an earlier run's state is in the datapath and its
@@ -116,6 +118,7 @@ func (d *daemon) Status() (api.Status, error) {
 // healthy.
 func (d *daemon) problems() (serious, minor []string) {
 	serious, minor = d.services.report()
+	serious = append(serious, d.policies.report()...)
 	serious = append(serious, d.machine.Problems()...)
 	if hook := d.kernel.Hook(); hook.Mode == "off" && d.config.Conntrack.Hook != "off" {
 		minor = append([]string{"connections end by timers only, not with their sockets: " + hook.Reason}, minor...)
@@ -172,6 +175,20 @@ func (d *daemon) FlushConntrack() (uint64, error) { return d.kernel.Flush() }
 
 func (d *daemon) Services() []api.Service { return d.services.list() }
 
+func (d *daemon) Policies() []api.Policy { return d.policies.list() }
+
+// ExplainPolicy refuses a service's address: policies are about its backends.
+func (d *daemon) ExplainPolicy(q api.PolicyQuestion) (api.Explanation, error) {
+	for _, s := range d.services.list() {
+		for _, f := range s.Frontends {
+			if f.Address == q.To {
+				return api.Explanation{}, api.Errorf(http.StatusBadRequest, "%s is an address of Service %s/%s: policies are about its backends, ask for one of their pods", q.To, s.Namespace, s.Name)
+			}
+		}
+	}
+	return d.policies.explain(q)
+}
+
 func (d *daemon) Attachments() []model.Endpoint { return d.endpoints.List() }
 
 func (d *daemon) AddEndpoint(e model.Endpoint) (model.Endpoint, error) { return d.endpoints.Add(e) }
@@ -195,6 +212,7 @@ func (d *daemon) Events(ctx context.Context) (<-chan api.Event, error) {
 					e.Pod = owner.Pod.String()
 				}
 			}
+			e.Policies = d.policies.applying(e.Endpoint, e.Reason)
 			select {
 			case named <- e:
 			case <-ctx.Done():

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -29,22 +30,26 @@ import (
 	"github.com/mooring-cni/mooring/daemon/endpoint"
 	"github.com/mooring-cni/mooring/daemon/model"
 	"github.com/mooring-cni/mooring/daemon/node"
+	"github.com/mooring-cni/mooring/daemon/policy"
 	"github.com/mooring-cni/mooring/daemon/service"
 )
 
 // fakeKernel is a datapath that remembers what it was told.
 type fakeKernel struct {
-	mutex     sync.Mutex
-	refuse    error // of ApplyFrontends
-	broken    error // of Stats
-	frontends map[model.Name][]model.Frontend
-	endpoints map[uint32]model.Endpoint
-	adopted   []string
-	synced    int
-	closed    bool
-	rows      []api.Connection
-	events    []api.Event
-	hook      api.HookStatus
+	mutex  sync.Mutex
+	refuse error // of ApplyFrontends
+	broken error // of Stats
+
+	refusePolicy error
+	policy       policy.Update // all that was written, as if nothing went
+	frontends    map[model.Name][]model.Frontend
+	endpoints    map[uint32]model.Endpoint
+	adopted      []string
+	synced       int
+	closed       bool
+	rows         []api.Connection
+	events       []api.Event
+	hook         api.HookStatus
 }
 
 func newFakeKernel() *fakeKernel {
@@ -71,7 +76,23 @@ func (k *fakeKernel) ApplyFrontends(changed map[model.Name][]model.Frontend) err
 	}
 	return nil
 }
-func (k *fakeKernel) Synced() error { k.synced++; return nil }
+func (k *fakeKernel) ApplyPolicy(u *policy.Update) error { return k.SyncPolicy(u) }
+func (k *fakeKernel) SyncPolicy(u *policy.Update) error {
+	k.mutex.Lock()
+	defer k.mutex.Unlock()
+	if k.refusePolicy != nil {
+		return k.refusePolicy
+	}
+	if k.policy.Endpoints == nil {
+		k.policy.Endpoints = map[uint32]policy.EndpointPolicy{}
+	}
+	maps.Copy(k.policy.Endpoints, u.Endpoints)
+	return nil
+}
+func (k *fakeKernel) PolicyDrops() (map[policy.ID]uint64, error) { return nil, nil }
+func (k *fakeKernel) ForgetPolicyDrops([]policy.ID) error        { return nil }
+func (k *fakeKernel) TryPacket(policy.Query) (bool, error)       { return true, nil }
+func (k *fakeKernel) Synced() error                              { k.synced++; return nil }
 func (k *fakeKernel) AddEndpoint(e model.Endpoint) error {
 	k.mutex.Lock()
 	defer k.mutex.Unlock()
@@ -166,7 +187,9 @@ func assemble(t *testing.T, k *fakeKernel) *daemon {
 		t.Fatal(err)
 	}
 	services.follow(endpoints)
-	return &daemon{config: config, machine: machine, kernel: k, endpoints: endpoints, services: services}
+	policies := newPolicies(config, k, slog.New(slog.DiscardHandler))
+	policies.follow(endpoints)
+	return &daemon{config: config, machine: machine, kernel: k, endpoints: endpoints, services: services, policies: policies}
 }
 
 func name(namespace, name string) model.Name { return model.Name{Namespace: namespace, Name: name} }
@@ -299,9 +322,10 @@ func TestProblemsAreSeriousOrNot(t *testing.T) {
 	if !s.Healthy || s.Services != 1 || s.Backends != 0 || s.Mode != "standalone" || s.Conntrack != (api.TableStatus{Entries: 3, MaxEntries: 8192}) || s.Kernel == "" {
 		t.Errorf("status %+v", s)
 	}
-	d.services.apply(model.Changes{Synced: true, Policies: map[model.Name]*model.Policy{name("default", "deny"): {}}})
+	k.refusePolicy = errors.New("write mooring_verdicts: the map is full")
+	d.policies.apply(model.Changes{Synced: true, Policies: map[model.Name]*model.Policy{name("default", "deny"): {}}})
 	k.broken = errors.New("map conntrack_stats: bad file descriptor")
-	if s, _ = d.Status(); s.Healthy || len(s.Problems) != 3 && !strings.Contains(s.Problems[0], "not enforced") {
+	if s, _ = d.Status(); s.Healthy || !strings.Contains(s.Problems[0], "network policies are not up to date in the datapath: write mooring_verdicts") {
 		t.Errorf("status %+v", s)
 	}
 	many := model.Changes{Synced: true}
@@ -512,7 +536,6 @@ func TestWhatIsNotImplementedIsRefused(t *testing.T) {
 		"routing.mode":            func(c *conf.Config) { c.Routing.Mode = "vxlan" },
 		"nodePort.mode":           func(c *conf.Config) { c.NodePort.Mode = "dsr" },
 		"loadBalancing.algorithm": func(c *conf.Config) { c.LoadBalancing.Algorithm = "maglev" },
-		"policy":                  func(c *conf.Config) { c.Policy = "always" },
 		"xdp":                     func(c *conf.Config) { c.XDP = "native" },
 	} {
 		config := conf.Default()

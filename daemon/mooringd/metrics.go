@@ -107,6 +107,7 @@ var (
 	sweepCPU       = describe("conntrack_sweep_cpu_seconds_total", "CPU time used by sweeps.")
 	dropped        = describe("dropped_packets_total", "Packets dropped.", "reason", "direction")
 	droppedBytes   = describe("dropped_bytes_total", "Bytes of dropped packets.", "reason", "direction")
+	policyDenied   = describe("policy_denied_packets_total", "Packets that network policy denied, by the policies that apply.", "direction", "policies")
 	apiConnected   = describe("api_connected", "1 while the Kubernetes API answers about the resource.", "resource")
 	apiSynced      = describe("api_synced", "1 when everything of the resource is known.", "resource")
 	apiObjects     = describe("api_objects", "Objects of the Kubernetes API that are known.", "resource")
@@ -172,6 +173,11 @@ func (c *collector) Collect(out chan<- prometheus.Metric) {
 		counter(sweepScanned, float64(stats.Sweep.Scanned))
 		gauge(sweepInterval, stats.Sweep.IntervalSeconds)
 		counter(sweepCPU, stats.Sweep.CPUSeconds)
+	}
+	if err := d.policies.denials(func(direction, policies string, packets uint64) {
+		counter(policyDenied, float64(packets), direction, policies)
+	}); err != nil {
+		out <- prometheus.NewInvalidMetric(policyDenied, err)
 	}
 	for drop, count := range drops {
 		counter(dropped, float64(count.Packets), drop.Reason, drop.Direction)

@@ -25,7 +25,7 @@ func openDatapath(config conf.Config, _ []node.Uplink, log *slog.Logger) (kernel
 	}
 	return datapath.New(datapath.Options{
 		BPFFS: config.BPFFS, MaxEntries: size, Timeouts: config.Conntrack.Timeouts,
-		Hook: config.Conntrack.Hook, Cgroup: config.Cgroup, Log: log,
+		Hook: config.Conntrack.Hook, Policy: config.Policy != "never", Cgroup: config.Cgroup, Log: log,
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/mooring-cni/mooring/daemon/endpoint"
 	"github.com/mooring-cni/mooring/daemon/model"
 	"github.com/mooring-cni/mooring/daemon/node"
+	"github.com/mooring-cni/mooring/daemon/policy"
 	"github.com/mooring-cni/mooring/daemon/service"
 	"github.com/mooring-cni/mooring/daemon/source"
 )
@@ -21,8 +22,9 @@ import (
 // run is the daemon: every part is built in order, runs, and stops in reverse.
 // What is in the kernel stays there.
 //
-//	source ──────> services ──────> datapath ──> kernel: programs and maps
-//	(manifests, API)   ^ │             ^
+//	source ──────> services, ─────> datapath ──> kernel: programs and maps
+//	(manifests, API) policies          ^
+//	                   ^ │             │
 //	                   │ └──> node     │         kernel: routes, chains, sysctls
 //	CNI plugin ──> endpoints ──────────┘
 //	client, Prometheus <── daemon (status, lists, metrics) of all of them
@@ -67,16 +69,21 @@ func run(ctx context.Context, config conf.Config, log *slog.Logger, open opener)
 	daemon := &daemon{config: config, cluster: cluster, machine: machine, kernel: kernel, remembered: len(podCIDRs) > 0, addresses: node.Addresses(uplinks)}
 	services := newServices(service.NewTable(nodeContext(config, uplinks)), kernel, daemon.nodesChanged, log)
 	services.cluster = cluster
-	endpoints, err := endpoint.Open(config.StateDir, kernel, links, log, services.endpointsChanged)
+	policies := newPolicies(config, kernel, log)
+	endpoints, err := endpoint.Open(config.StateDir, kernel, links, log, func() {
+		policies.endpointsChanged() // first, so that nobody is sent to a pod that is still closed
+		services.endpointsChanged()
+	})
 	if err != nil {
 		return err
 	}
 	if err := kernel.Adopt(endpoints.List()); err != nil {
 		log.Error("adopt endpoints", "error", err) // the others are well
 	}
+	policies.follow(endpoints)
 	services.follow(endpoints)
 
-	daemon.endpoints, daemon.services = endpoints, services
+	daemon.endpoints, daemon.services, daemon.policies = endpoints, services, policies
 	if err := daemon.writeNodeFile(); err != nil {
 		return err
 	}
@@ -87,7 +94,13 @@ func run(ctx context.Context, config conf.Config, log *slog.Logger, open opener)
 	parts.start("node", machine.Run)
 	parts.start("endpoints", endpoints.Watch)
 	parts.start("services", services.run)
-	parts.start("source", func(ctx context.Context) error { return objects.Run(ctx, services.apply) })
+	parts.start("policies", policies.run)
+	parts.start("source", func(ctx context.Context) error {
+		return objects.Run(ctx, func(c model.Changes) {
+			policies.apply(c)
+			services.apply(c)
+		})
+	})
 	parts.start("metrics", daemon.serveMetrics)
 	parts.start("uplinks", daemon.followNode)
 	parts.start("API", func(ctx context.Context) error { return api.Serve(ctx, listener, daemon, log) })
@@ -114,7 +127,6 @@ func unsupported(config conf.Config) error {
 		{"routing.mode", config.Routing.Mode, "vxlan", "native, which needs a network that carries the pods' addresses"},
 		{"nodePort.mode", config.NodePort.Mode, "dsr", "snat"},
 		{"loadBalancing.algorithm", config.LoadBalancing.Algorithm, "maglev", "random"},
-		{"policy", config.Policy, "always", "default or never; no network policy is enforced"},
 		{"xdp", config.XDP, "native", "auto or off"},
 		{"xdp", config.XDP, "generic", "auto or off"},
 	} {
@@ -158,6 +170,11 @@ type kernelSide interface {
 	Run(context.Context) error
 	Close() error // leaves everything in the kernel
 	ApplyFrontends(changed map[model.Name][]model.Frontend) error
+	ApplyPolicy(*policy.Update) error
+	SyncPolicy(state *policy.Update) error
+	PolicyDrops() (map[policy.ID]uint64, error)
+	ForgetPolicyDrops(rulesets []policy.ID) error
+	TryPacket(policy.Query) (passes bool, err error)
 	Synced() error // everything was applied: what an earlier run left may go
 	AddEndpoint(model.Endpoint) error
 	Adopt([]model.Endpoint) error // all that there are at the start

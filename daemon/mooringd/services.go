@@ -39,7 +39,6 @@ type services struct {
 	endpoints *endpoint.Registry
 	applied   map[uint32]model.Endpoint       // endpoints that the table knows
 	nodes     map[string]*model.Node          // of the source
-	policies  map[model.Name]bool             // of the source
 	owed      map[model.Name][]model.Frontend // what the datapath refused
 	refusal   error                           // with which words
 	synced    bool                            // the source has delivered all there is
@@ -50,7 +49,7 @@ type services struct {
 func newServices(table *service.Table, kernel kernelSide, setNodes func([]model.Node), log *slog.Logger) *services {
 	return &services{
 		table: table, kernel: kernel, setNodes: setNodes, log: log, wake: make(chan struct{}, 1),
-		applied: map[uint32]model.Endpoint{}, nodes: map[string]*model.Node{}, policies: map[model.Name]bool{},
+		applied: map[uint32]model.Endpoint{}, nodes: map[string]*model.Node{},
 		owed: map[model.Name][]model.Frontend{},
 	}
 }
@@ -74,13 +73,6 @@ func (s *services) apply(c model.Changes) {
 			delete(s.nodes, name)
 		} else {
 			s.nodes[name] = n
-		}
-	}
-	for name, p := range c.Policies {
-		if p == nil {
-			delete(s.policies, name)
-		} else {
-			s.policies[name] = true
 		}
 	}
 	update := s.table.Apply(c)
@@ -295,9 +287,6 @@ func (s *services) report() (serious, minor []string) {
 			why = "the Kubernetes API has not told all of them"
 		}
 		serious = append(serious, "services are not known yet: "+why)
-	}
-	if n := len(s.policies); n > 0 {
-		serious = append(serious, fmt.Sprintf("%d network policies are not enforced: mooringd %s does not implement them", n, version))
 	}
 	all := append(slices.Clone(s.problems), s.table.Problems()...)
 	slices.SortStableFunc(all, model.CompareProblems)

@@ -177,6 +177,21 @@ func (t *Table) Applying(endpoint uint32, d Direction) []string {
 	return e.rulesets[d].names()
 }
 
+// Ruleset tells what a ruleset's number stands for.
+type Ruleset struct {
+	Direction Direction
+	Policies  []string
+}
+
+// Rulesets are those in use, by number.
+func (t *Table) Rulesets() map[ID]Ruleset {
+	all := make(map[ID]Ruleset, len(t.rulesets))
+	for _, s := range t.rulesets {
+		all[s.id] = Ruleset{s.direction, s.names()}
+	}
+	return all
+}
+
 // Listed is one policy as `mooring policy list` shows it.
 type Listed struct {
 	Kind      string // NetworkPolicy or ClusterNetworkPolicy
