@@ -41,6 +41,7 @@ const (
 	endpointMapMooringSockets     = "mooring_sockets"
 	endpointMapMooringTimewait    = "mooring_timewait"
 	endpointMapMooringVerdicts    = "mooring_verdicts"
+	endpointMapPolicyDrafts       = "policy_drafts"
 	endpointProgFromContainer     = "from_container"
 	endpointProgToContainer       = "to_container"
 	endpointVarCacheDecisions     = "cache_decisions"
@@ -127,6 +128,7 @@ type endpointMapSpecs struct {
 	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
 	MooringVerdicts    *ebpf.MapSpec `ebpf:"mooring_verdicts"`
+	PolicyDrafts       *ebpf.MapSpec `ebpf:"policy_drafts"`
 }
 
 // endpointVariableSpecs contains global variables before they are loaded into the kernel.
@@ -187,6 +189,7 @@ type endpointMaps struct {
 	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
 	MooringVerdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
+	PolicyDrafts       *ebpf.Map `ebpf:"policy_drafts"`
 }
 
 func (m *endpointMaps) Close() error {
@@ -216,6 +219,7 @@ func (m *endpointMaps) Close() error {
 		m.MooringSockets,
 		m.MooringTimewait,
 		m.MooringVerdicts,
+		m.PolicyDrafts,
 	)
 }
 

@@ -13,20 +13,41 @@
 #include "endpoint.h"
 #include "conntrack.h"
 
-/* The answer for a port, or for all that is not a port: the longest entry of the profile. */
-ALWAYS int policy_profile(__u64 profile, __u8 proto, __be16 port)
+/* A look-up in the making: the stack of nested functions is 512 bytes. */
+struct policy_draft {
+	struct addr from, to;
+	struct identity_key where;
+	struct profile_key what;
+	struct verdict_key who;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct policy_draft);
+} policy_drafts SEC(".maps");
+
+ALWAYS struct policy_draft *policy_draft(void)
 {
-	struct profile_key key = {
-		.prefixlen = 8 * (sizeof(key.profile) + sizeof(key.proto) + sizeof(key.port)),
-		.profile = { (__u32)profile, profile >> 32 },
-		.proto = proto,
-	};
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&policy_drafts, &zero);
+}
+
+/* The answer for a port, or for all that is not a port: the longest entry of the profile. */
+ALWAYS int policy_profile(struct profile_key *key, __u64 profile, __u8 proto, __be16 port)
+{
 	__u32 *allow;
 
 	if (profile == PROFILE_ALL)
 		return 1;
-	__builtin_memcpy(key.port, &port, sizeof(key.port));
-	allow = bpf_map_lookup_elem(&mooring_profiles, &key);
+	key->prefixlen = 8 * (sizeof(key->profile) + sizeof(key->proto) + sizeof(key->port));
+	key->profile[0] = profile;
+	key->profile[1] = profile >> 32;
+	key->proto = proto;
+	__builtin_memcpy(key->port, &port, sizeof(key->port));
+	allow = bpf_map_lookup_elem(&mooring_profiles, key);
 	return allow && *allow;
 }
 
@@ -48,32 +69,32 @@ ALWAYS void policy_count(__u64 ruleset, __u32 len)
 /* What holds for an endpoint in one direction towards a peer. What was not written yet denies. */
 RARELY int policy_side(const struct addr *peer, __u32 endpoint, __u32 direction, __u32 proto, __u32 port)
 {
-	struct identity_key where = { .prefixlen = 128 };
-	struct verdict_key key = {};
+	struct policy_draft *d = policy_draft();
 	struct endpoint_policy *p;
 	__u64 *identity, *profile;
 
-	if (!peer)
+	if (!peer || !d)
 		return -DROP_POLICY_UNKNOWN;
 	p = bpf_map_lookup_elem(&mooring_policies, &endpoint);
 	if (!p)
 		return -DROP_POLICY_UNKNOWN;
-	key.ruleset = direction == POLICY_EGRESS ? p->ruleset[POLICY_EGRESS] : p->ruleset[POLICY_INGRESS];
-	if (key.ruleset == RULESET_OPEN)
+	d->who.ruleset = direction == POLICY_EGRESS ? p->ruleset[POLICY_EGRESS] : p->ruleset[POLICY_INGRESS];
+	if (d->who.ruleset == RULESET_OPEN)
 		return NEXT;
-	__builtin_memcpy(where.addr, peer->b, sizeof(where.addr));
-	identity = bpf_map_lookup_elem(&mooring_identities, &where);
+	d->where.prefixlen = 8 * sizeof(d->where.addr);
+	__builtin_memcpy(d->where.addr, peer->b, sizeof(d->where.addr));
+	identity = bpf_map_lookup_elem(&mooring_identities, &d->where);
 	if (identity && *identity == IDENTITY_HOST)
 		return NEXT;
-	if (!identity || !key.ruleset)
+	if (!identity || !d->who.ruleset)
 		return -DROP_POLICY_UNKNOWN;
-	key.identity = *identity;
-	profile = bpf_map_lookup_elem(&mooring_verdicts, &key);
+	d->who.identity = *identity;
+	profile = bpf_map_lookup_elem(&mooring_verdicts, &d->who);
 	if (!profile) {
-		key.identity = IDENTITY_GROUPS | (*identity & (IDENTITY_GROUPS - 1));
-		profile = bpf_map_lookup_elem(&mooring_verdicts, &key);
+		d->who.identity = IDENTITY_GROUPS | (*identity & (IDENTITY_GROUPS - 1));
+		profile = bpf_map_lookup_elem(&mooring_verdicts, &d->who);
 	}
-	if (profile && policy_profile(*profile, proto, port))
+	if (profile && policy_profile(&d->what, *profile, proto, port))
 		return NEXT;
 	return direction == POLICY_EGRESS ? -DROP_POLICY_EGRESS : -DROP_POLICY_INGRESS;
 }
@@ -89,37 +110,37 @@ ALWAYS void policy_blame(__u32 endpoint, __u32 direction, __u32 len)
 /* Egress policy of the flow's initiator and ingress policy of its responder, where they are pods of this node. */
 RARELY int policy_decide(struct pkt *p)
 {
+	struct policy_draft *d = policy_draft();
 	struct endpoint *e;
-	struct addr from, to;
 	__u32 from_id, to_id;
 	__be16 port;
 	int ret = NEXT;
 
-	if (!p)
+	if (!p || !d)
 		return -DROP_POLICY_UNKNOWN;
 	if (p->flags & PKT_REPLY) {
-		from = p->dst;
-		to = p->src;
+		d->from = p->dst;
+		d->to = p->src;
 		port = p->sport;
 	} else {
-		from = p->src;
-		to = p->dst;
+		d->from = p->src;
+		d->to = p->dst;
 		port = p->dport;
 	}
-	e = bpf_map_lookup_elem(&mooring_endpoints, &from);
+	e = bpf_map_lookup_elem(&mooring_endpoints, &d->from);
 	from_id = e ? e->id : 0;
-	e = bpf_map_lookup_elem(&mooring_endpoints, &to);
+	e = bpf_map_lookup_elem(&mooring_endpoints, &d->to);
 	to_id = e ? e->id : 0;
 	/* A pod always reaches itself. */
 	if (from_id == to_id)
 		return NEXT;
 	if (from_id) {
-		ret = policy_side(&to, from_id, POLICY_EGRESS, p->proto, port);
+		ret = policy_side(&d->to, from_id, POLICY_EGRESS, p->proto, port);
 		if (ret == -DROP_POLICY_EGRESS)
 			policy_blame(from_id, POLICY_EGRESS, p->len);
 	}
 	if (!ret && to_id) {
-		ret = policy_side(&from, to_id, POLICY_INGRESS, p->proto, port);
+		ret = policy_side(&d->from, to_id, POLICY_INGRESS, p->proto, port);
 		if (ret == -DROP_POLICY_INGRESS)
 			policy_blame(to_id, POLICY_INGRESS, p->len);
 	}
