@@ -186,6 +186,9 @@ static __noinline void ct_mirror(const struct ct_entry *e, const struct pkt *p, 
 	if (!svc || svc->backend != e->backend)
 		return;
 	svc->state = e->state;
+	/* What a reset ended does not wait as long as what is half closed. */
+	if (e->flags & CT_F_RST)
+		svc->flags |= CT_F_RST;
 	if (promote && (svc->flags & CT_F_EMBRYONIC))
 		ct_promote(&key);
 }

@@ -222,18 +222,42 @@ RARELY int svc_decide(ctx_t *ctx, struct pkt *p)
 	if (!p)
 		return -DROP_NO_BACKEND;
 	l4 = p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP;
-	if (l4 && svc_continue(p))
+	/* IPv4's protocol 0 would find the key that marks the address. */
+	if (!l4)
+		return svc_find(&p->dst, 0, 0) ? -DROP_PROTOCOL : NEXT;
+	if (svc_continue(p))
 		return NEXT;
 	if (!svc_find(&p->dst, p->dport, p->proto)) {
 		if (!svc_find(&p->dst, 0, 0))
 			return NEXT;
-		return l4 ? -DROP_NO_PORT : -DROP_PROTOCOL;
+		return -DROP_NO_PORT;
 	}
 	if ((p->flags & PKT_OWNED) && !tcp_opens(p) && socket_decision(ctx, p))
 		return svc_reopen(p);
 	if (p->proto == IPPROTO_TCP && ((p->tcp_flags & TCP_RST) || (p->flags & PKT_OWNER_DYING)))
 		return -DROP_NO_FLOW;
 	return svc_open(p);
+}
+
+/* Whether the packet is for a service now. */
+RARELY int svc_known(struct pkt *p)
+{
+	if (!p)
+		return 0;
+	return svc_find(&p->dst, p->dport, p->proto) || svc_find(&p->dst, 0, 0);
+}
+
+/*
+ * A client may have begun before its service was there. A flow that somebody
+ * answers goes on as it is; while nobody does, it is the service's once that appears.
+ */
+ALWAYS int svc_flow_stays(struct pkt *p)
+{
+	struct ct_entry *e = p->flow;
+	int stays = e->service || (e->flags & CT_F_REPLIED) || (p->flags & PKT_REPLY) || !svc_known(p);
+
+	p->flow = e;	/* which the verifier forgot over the call */
+	return stays;
 }
 
 /* A packet to a frontend goes to the backend that its flow has, or gets one. */
@@ -244,7 +268,7 @@ ALWAYS int svc_translate(ctx_t *ctx, struct pkt *p)
 	__be16 port;
 	int ret;
 
-	if (p->flow)
+	if (p->flow && svc_flow_stays(p))
 		return NEXT;
 	if (p->flags & PKT_OWNER_DYING) {
 		ret = socket_last_words(ctx, p);

@@ -111,6 +111,7 @@ func TestHeadersThatContradictThemselves(t *testing.T) {
 		{"ICMPv6 over IPv4", "echo", false, func(f []byte) { f[l3+9] = ICMPv6 }, "malformed"},
 		{"ICMP over IPv6", "echo", true, func(f []byte) { f[l3+6] = ICMP }, "malformed"},
 		{"extension header beyond the packet", "extensions", true, func(f []byte) { f[l3+41] = 9 }, "malformed"},
+		{"protocol 0 to a service", "UDP", false, func(f []byte) { f[l3+9] = 0 }, "protocol"},
 		{"ethertype of PPPoE", "UDP", false, func(f []byte) { f[12], f[13] = 0x88, 0x64 }, "ethertype"},
 		{"a length in place of the ethertype", "UDP", false, func(f []byte) { f[12], f[13] = 0, 46 }, "ethertype"},
 	} {

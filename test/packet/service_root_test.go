@@ -377,3 +377,22 @@ func TestEvictedEntriesDoNotLeadAstray(t *testing.T) {
 		n.From(t, web, Segment(backend, early, ACK)).arrives(t, client, vip, early)
 	})
 }
+
+func TestAServiceThatComesAfterItsFirstPackets(t *testing.T) {
+	n := NewNode(t)
+	client, web := n.Pod(t), n.Pod(t)
+	for _, proto := range []uint8{TCP, UDP} {
+		families(t, func(t *testing.T, v6 bool) {
+			from, vip, backend := client.At(v6, 4000), VIP(v6, 10+int(proto), 80), web.At(v6, 8080)
+			first := Packet{Src: from, Dst: vip, Proto: proto, Flags: SYN}
+			for range 3 {
+				n.From(t, client, first).passes(t, from, vip)
+			}
+			n.Service(t, proto, vip, backend)
+			// The same socket tries again: a resolver, or TCP's next SYN.
+			n.From(t, client, first).arrives(t, web, from, backend)
+			n.From(t, web, Packet{Src: backend, Dst: from, Proto: proto, Flags: SYN | ACK}).arrives(t, client, vip, from)
+			n.From(t, client, Packet{Src: from, Dst: vip, Proto: proto, Flags: ACK}).arrives(t, web, from, backend)
+		})
+	}
+}
