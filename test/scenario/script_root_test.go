@@ -33,6 +33,8 @@ import (
 //	down, crash            end it by SIGTERM, by SIGKILL
 //	manifest FILE...       put files into the directory of manifests; $NAME_ip and $NAME_ip6 in them are pods' addresses
 //	unmanifest FILE...     take them out
+//	hide, unhide           take the directory of manifests away, and put it back
+//	generate FILE ports|endpoints|junk N   make a large manifest
 //	pod NAME...            make pods of the namespace default by the CNI plugin
 //	nopod NAME...          delete them
 //	serve POD PORT         answer with the pod's name: HTTP and UDP on PORT, lines of TCP on PORT+1
@@ -104,6 +106,9 @@ var scriptCommands = map[string]struct {
 	"crash":      {0, false, func(s *script, _ []string) error { s.Crash(); return nil }},
 	"manifest":   {1, false, (*script).manifest},
 	"unmanifest": {1, false, (*script).unmanifest},
+	"hide":       {0, false, func(s *script, _ []string) error { return os.Rename(s.Manifests, s.Manifests+".away") }},
+	"unhide":     {0, false, func(s *script, _ []string) error { return os.Rename(s.Manifests+".away", s.Manifests) }},
+	"generate":   {3, false, (*script).generate},
 	"pod":        {1, false, (*script).pod},
 	"nopod":      {1, false, (*script).nopod},
 	"serve":      {2, false, (*script).serve},
@@ -165,6 +170,34 @@ func (s *script) unmanifest(args []string) error {
 		}
 	}
 	return nil
+}
+
+// generate makes a service of as many ports for the pods that are app=web, one
+// of as many endpoints in one slice, or as many MiB of comments.
+func (s *script) generate(args []string) error {
+	n, err := strconv.Atoi(args[2])
+	if err != nil {
+		return err
+	}
+	var b strings.Builder
+	switch args[1] {
+	case "ports":
+		b.WriteString("apiVersion: v1\nkind: Service\nmetadata: {name: ports, namespace: default}\nspec:\n  clusterIP: 10.96.0.30\n  selector: {app: web}\n  ports:\n")
+		for i := range n {
+			fmt.Fprintf(&b, "  - {name: port-%d, port: %d, targetPort: 8080}\n", i, 1000+i)
+		}
+	case "endpoints":
+		b.WriteString("apiVersion: v1\nkind: Service\nmetadata: {name: crowd, namespace: default}\nspec: {clusterIP: 10.96.0.31, ports: [{port: 80}]}\n---\n" +
+			"apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: crowd-1, namespace: default, labels: {kubernetes.io/service-name: crowd}}\n" +
+			"addressType: IPv4\nports: [{port: 8080}]\nendpoints:\n")
+		for i := range n {
+			fmt.Fprintf(&b, "- {addresses: [10.245.%d.%d]}\n", i>>8, i&255)
+		}
+	case "junk":
+		line := "# " + strings.Repeat("x", 1021) + "\n"
+		b.WriteString(strings.Repeat(line, n<<10))
+	}
+	return os.WriteFile(s.ts.MkAbs(args[0]), []byte(b.String()), 0o644)
 }
 
 func (s *script) pod(args []string) error {
