@@ -11,12 +11,13 @@ func _() {
 	_ = x[abiDirectionFROM_ENDPOINT-0]
 	_ = x[abiDirectionTO_ENDPOINT-1]
 	_ = x[abiDirectionFROM_WIRE-2]
-	_ = x[abiDirectionDIRECTIONS-3]
+	_ = x[abiDirectionFROM_HOST-3]
+	_ = x[abiDirectionDIRECTIONS-4]
 }
 
-const _abiDirection_name = "FROM_ENDPOINTTO_ENDPOINTFROM_WIREDIRECTIONS"
+const _abiDirection_name = "FROM_ENDPOINTTO_ENDPOINTFROM_WIREFROM_HOSTDIRECTIONS"
 
-var _abiDirection_index = [...]uint8{0, 13, 24, 33, 43}
+var _abiDirection_index = [...]uint8{0, 13, 24, 33, 42, 52}
 
 func (i abiDirection) String() string {
 	idx := int(i) - 0

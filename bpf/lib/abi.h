@@ -322,6 +322,7 @@ enum direction {
 	FROM_ENDPOINT = 0,
 	TO_ENDPOINT = 1,
 	FROM_WIRE = 2,
+	FROM_HOST = 3,		/* calls of the host's own sockets, not packets */
 	DIRECTIONS,
 };
 

@@ -4,41 +4,12 @@
 #define MOORING_SERVICE_H
 
 #include "config.h"
+#include "backend.h"
 #include "conntrack.h"
 #include "socket.h"
 #include "icmp.h"
 
 #define BACKEND_TRIES 4
-
-ALWAYS struct svc *svc_find(const struct addr *addr, __be16 port, __u8 proto)
-{
-	struct svc_key key = { .addr = *addr, .port = port, .proto = proto };
-
-	return bpf_map_lookup_elem(&mooring_services, &key);
-}
-
-ALWAYS struct backend *backend_at(__u32 index)
-{
-	return bpf_map_lookup_elem(&mooring_backends, &index);
-}
-
-/* A backend that an earlier decision named, while it is still the same one. */
-ALWAYS struct backend *backend_of(__u32 index, __u32 generation)
-{
-	struct backend *b = index ? backend_at(index) : NULL;
-
-	if (!b || b->state == BACKEND_FREE || b->generation != generation)
-		return NULL;
-	return b;
-}
-
-ALWAYS __u32 svc_pick(const struct svc_slots *slots)
-{
-	__u32 index = slots->first + bpf_get_prandom_u32() % slots->count;
-	__u32 *backend = bpf_map_lookup_elem(&mooring_slots, &index);
-
-	return backend ? *backend : 0;
-}
 
 /* sessionAffinity: ClientIP: the client's last backend, while it takes new flows. */
 ALWAYS struct backend *svc_affine(const struct svc *s, const struct pkt *p, __u32 *index)
