@@ -26,7 +26,9 @@ type Options struct {
 	Hook       string // conntrack.hook
 	Policy     bool   // enforce network policies
 	Cgroup     string // where it attaches programs of cgroups; empty: the root
-	Log        *slog.Logger
+	// Ports that are nodes' on loopback addresses too, for the host's own sockets.
+	NodePortFirst, NodePortLast uint16
+	Log                         *slog.Logger
 }
 
 // Manager owns the loaded datapath.
@@ -36,6 +38,7 @@ type Manager struct {
 	*reaper
 	*events
 	*policies
+	*host
 
 	bpf *bpf.Datapath
 	log *slog.Logger
@@ -68,6 +71,11 @@ func New(opts Options) (*Manager, error) {
 		d.Close()
 		return nil, err
 	}
+	m.host = openHost(d, bpf.HostOptions{Cgroup: opts.Cgroup, NodePortFirst: opts.NodePortFirst, NodePortLast: opts.NodePortLast}, opts.Log)
+	m.services.gone = func() {
+		m.reaper.purgeBackends()
+		m.host.backendsGone()
+	}
 	return m, nil
 }
 
@@ -76,12 +84,13 @@ func (m *Manager) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { m.events.run(ctx) })
+	wg.Go(func() { m.host.run(ctx) })
 	return m.reaper.run(ctx)
 }
 
 // Close leaves everything in the kernel.
 func (m *Manager) Close() error {
-	return errors.Join(m.events.reset(), m.bpf.Close())
+	return errors.Join(m.events.reset(), m.host.close(), m.bpf.Close())
 }
 
 // Hook says how socket ends are noticed.

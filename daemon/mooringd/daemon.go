@@ -120,6 +120,7 @@ func (d *daemon) problems() (serious, minor []string) {
 	serious, minor = d.services.report()
 	serious = append(serious, d.policies.report()...)
 	serious = append(serious, d.machine.Problems()...)
+	serious = append(serious, d.kernel.Problems()...)
 	if hook := d.kernel.Hook(); hook.Mode == "off" && d.config.Conntrack.Hook != "off" {
 		minor = append([]string{"connections end by timers only, not with their sockets: " + hook.Reason}, minor...)
 	}
@@ -238,6 +239,7 @@ func (d *daemon) followNode(ctx context.Context) error {
 		uplinks := d.machine.Uplinks()
 		if now := node.Addresses(uplinks); !slices.Equal(now, addresses) {
 			d.services.moved(nodeContext(d.config, uplinks))
+			d.kernel.SetNodeAddresses(now)
 			addresses = now
 		}
 		if err := d.writeNodeFile(); err != nil {

@@ -145,8 +145,10 @@ func (k *fakeKernel) Events(ctx context.Context) (<-chan api.Event, error) {
 	}()
 	return events, nil
 }
-func (k *fakeKernel) Hook() api.HookStatus { return k.hook }
-func (k *fakeKernel) XDP() []api.XDPStatus { return nil }
+func (k *fakeKernel) Hook() api.HookStatus          { return k.hook }
+func (k *fakeKernel) XDP() []api.XDPStatus          { return nil }
+func (k *fakeKernel) Problems() []string            { return nil }
+func (k *fakeKernel) SetNodeAddresses([]netip.Addr) {}
 
 // names are the services in the datapath with their backends.
 func (k *fakeKernel) names() map[string]string {

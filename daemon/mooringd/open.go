@@ -15,7 +15,7 @@ import (
 
 // openDatapath loads the datapath that the configuration wants, or adopts what
 // an earlier run left.
-func openDatapath(config conf.Config, _ []node.Uplink, log *slog.Logger) (kernelSide, error) {
+func openDatapath(config conf.Config, uplinks []node.Uplink, log *slog.Logger) (kernelSide, error) {
 	size := config.Conntrack.MaxEntries
 	if size == 0 {
 		var info unix.Sysinfo_t
@@ -23,10 +23,16 @@ func openDatapath(config conf.Config, _ []node.Uplink, log *slog.Logger) (kernel
 			size = tableSize(uint64(info.Totalram) * uint64(info.Unit))
 		}
 	}
-	return datapath.New(datapath.Options{
+	manager, err := datapath.New(datapath.Options{
 		BPFFS: config.BPFFS, MaxEntries: size, Timeouts: config.Conntrack.Timeouts,
-		Hook: config.Conntrack.Hook, Policy: config.Policy != "never", Cgroup: config.Cgroup, Log: log,
+		Hook: config.Conntrack.Hook, Policy: config.Policy != "never", Cgroup: config.Cgroup,
+		NodePortFirst: config.NodePort.Range.First, NodePortLast: config.NodePort.Range.Last, Log: log,
 	})
+	if err != nil {
+		return nil, err
+	}
+	manager.SetNodeAddresses(node.Addresses(uplinks))
+	return manager, nil
 }
 
 // tableSize is how many connections a machine with this much memory gets room

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"github.com/mooring-cni/mooring/conf"
@@ -186,6 +187,8 @@ type kernelSide interface {
 	Events(context.Context) (<-chan api.Event, error)
 	Hook() api.HookStatus
 	XDP() []api.XDPStatus
+	Problems() []string
+	SetNodeAddresses([]netip.Addr)
 }
 
 // parts run beside each other until one fails or all are stopped.

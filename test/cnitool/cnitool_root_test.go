@@ -101,7 +101,7 @@ func newNode(t *testing.T) *node {
 		}
 	}
 	n.write("manifests/web.yaml", service)
-	n.Start(t, filepath.Join(n.programs, "mooringd"), "--node-name", n.NodeName, "--manifests", filepath.Join(n.Dir, "manifests"),
+	n.Start(t, filepath.Join(n.programs, "mooringd"), "--cgroup", netns.NewCgroup(t, "node").Path, "--node-name", n.NodeName, "--manifests", filepath.Join(n.Dir, "manifests"),
 		"--pod-cidrs", fmt.Sprint(n.PodCIDRs[0], ",", n.PodCIDRs[1]), "--socket", n.Socket, "--bpffs", n.BPFFS, "--state-dir", n.StateDir,
 		"--conntrack-max-entries", "65536", "--log-level", "debug")
 	netns.Eventually(t, time.Minute, "mooringd is ready", func() bool {

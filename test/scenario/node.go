@@ -29,6 +29,7 @@ type Node struct {
 
 	t      netns.T
 	daemon *netns.Process
+	cgroup *netns.Cgroup
 	pods   map[string]*Pod
 }
 
@@ -82,7 +83,7 @@ func NewNode(t netns.T) *Node {
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
-	n := &Node{Node: netns.NewNode(t), Programs: dir, t: t, pods: map[string]*Pod{}}
+	n := &Node{Node: netns.NewNode(t), cgroup: netns.NewCgroup(t, "node"), Programs: dir, t: t, pods: map[string]*Pod{}}
 	n.Manifests = filepath.Join(n.Dir, "manifests")
 	if err := os.Mkdir(n.Manifests, 0o755); err != nil {
 		t.Fatalf("%v", err)
@@ -98,7 +99,7 @@ func (n *Node) Args() []string {
 	}
 	return append([]string{
 		"--node-name", n.NodeName, "--manifests", n.Manifests, "--pod-cidrs", strings.Join(cidrs, ","),
-		"--socket", n.Socket, "--bpffs", n.BPFFS, "--state-dir", n.StateDir,
+		"--cgroup", n.cgroup.Path, "--socket", n.Socket, "--bpffs", n.BPFFS, "--state-dir", n.StateDir,
 		"--metrics-address", "127.0.0.1:9964", "--conntrack-max-entries", "131072", "--log-level", "debug",
 	}, n.Flags...)
 }
