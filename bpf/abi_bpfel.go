@@ -174,7 +174,8 @@ const (
 	abiDirectionFROM_ENDPOINT abiDirection = 0
 	abiDirectionTO_ENDPOINT   abiDirection = 1
 	abiDirectionFROM_WIRE     abiDirection = 2
-	abiDirectionDIRECTIONS    abiDirection = 3
+	abiDirectionFROM_HOST     abiDirection = 3
+	abiDirectionDIRECTIONS    abiDirection = 4
 )
 
 type abiDropReason uint32

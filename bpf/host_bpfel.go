@@ -30,11 +30,16 @@ const (
 	hostMapMooringFrags       = "mooring_frags"
 	hostMapMooringHostFlows   = "mooring_host_flows"
 	hostMapMooringHostSockets = "mooring_host_sockets"
+	hostMapMooringIdentities  = "mooring_identities"
+	hostMapMooringPolicies    = "mooring_policies"
+	hostMapMooringPolicyDrops = "mooring_policy_drops"
+	hostMapMooringProfiles    = "mooring_profiles"
 	hostMapMooringServices    = "mooring_services"
 	hostMapMooringShared      = "mooring_shared"
 	hostMapMooringSlots       = "mooring_slots"
 	hostMapMooringSockets     = "mooring_sockets"
 	hostMapMooringTimewait    = "mooring_timewait"
+	hostMapMooringVerdicts    = "mooring_verdicts"
 	hostProgEndUdp            = "end_udp"
 	hostProgHostConnect4      = "host_connect4"
 	hostProgHostConnect6      = "host_connect6"
@@ -55,6 +60,7 @@ const (
 	hostVarNodeAddress        = "node_address"
 	hostVarNodePortFirst      = "node_port_first"
 	hostVarNodePortLast       = "node_port_last"
+	hostVarPolicyEnforced     = "policy_enforced"
 )
 
 // loadHost returns the embedded CollectionSpec for host.
@@ -128,11 +134,16 @@ type hostMapSpecs struct {
 	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
 	MooringHostFlows   *ebpf.MapSpec `ebpf:"mooring_host_flows"`
 	MooringHostSockets *ebpf.MapSpec `ebpf:"mooring_host_sockets"`
+	MooringIdentities  *ebpf.MapSpec `ebpf:"mooring_identities"`
+	MooringPolicies    *ebpf.MapSpec `ebpf:"mooring_policies"`
+	MooringPolicyDrops *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
+	MooringProfiles    *ebpf.MapSpec `ebpf:"mooring_profiles"`
 	MooringServices    *ebpf.MapSpec `ebpf:"mooring_services"`
 	MooringShared      *ebpf.MapSpec `ebpf:"mooring_shared"`
 	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
+	MooringVerdicts    *ebpf.MapSpec `ebpf:"mooring_verdicts"`
 }
 
 // hostVariableSpecs contains global variables before they are loaded into the kernel.
@@ -150,6 +161,7 @@ type hostVariableSpecs struct {
 	NodeAddress      *ebpf.VariableSpec `ebpf:"node_address"`
 	NodePortFirst    *ebpf.VariableSpec `ebpf:"node_port_first"`
 	NodePortLast     *ebpf.VariableSpec `ebpf:"node_port_last"`
+	PolicyEnforced   *ebpf.VariableSpec `ebpf:"policy_enforced"`
 }
 
 // hostObjects contains all objects after they have been loaded into the kernel.
@@ -186,11 +198,16 @@ type hostMaps struct {
 	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
 	MooringHostFlows   *ebpf.Map `ebpf:"mooring_host_flows"`
 	MooringHostSockets *ebpf.Map `ebpf:"mooring_host_sockets"`
+	MooringIdentities  *ebpf.Map `ebpf:"mooring_identities"`
+	MooringPolicies    *ebpf.Map `ebpf:"mooring_policies"`
+	MooringPolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
+	MooringProfiles    *ebpf.Map `ebpf:"mooring_profiles"`
 	MooringServices    *ebpf.Map `ebpf:"mooring_services"`
 	MooringShared      *ebpf.Map `ebpf:"mooring_shared"`
 	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
+	MooringVerdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
 }
 
 func (m *hostMaps) Close() error {
@@ -209,11 +226,16 @@ func (m *hostMaps) Close() error {
 		m.MooringFrags,
 		m.MooringHostFlows,
 		m.MooringHostSockets,
+		m.MooringIdentities,
+		m.MooringPolicies,
+		m.MooringPolicyDrops,
+		m.MooringProfiles,
 		m.MooringServices,
 		m.MooringShared,
 		m.MooringSlots,
 		m.MooringSockets,
 		m.MooringTimewait,
+		m.MooringVerdicts,
 	)
 }
 
@@ -232,6 +254,7 @@ type hostVariables struct {
 	NodeAddress      *ebpf.Variable `ebpf:"node_address"`
 	NodePortFirst    *ebpf.Variable `ebpf:"node_port_first"`
 	NodePortLast     *ebpf.Variable `ebpf:"node_port_last"`
+	PolicyEnforced   *ebpf.Variable `ebpf:"policy_enforced"`
 }
 
 // hostPrograms contains all programs after they have been loaded into the kernel.
