@@ -184,7 +184,12 @@ func (n *Node) cni(verb string, p *Pod) ([]byte, error) {
 // AddPod makes a pod of the namespace default.
 func (n *Node) AddPod(name string) *Pod {
 	n.t.Helper()
-	p := &Pod{NS: netns.Empty(n.t, name), ID: "container-" + name, namespace: "default", name: name}
+	namespace, short, given := strings.Cut(name, "/")
+	if !given {
+		namespace, short = "default", name
+	}
+	flat := strings.ReplaceAll(name, "/", "-")
+	p := &Pod{NS: netns.Empty(n.t, flat), ID: "container-" + flat, namespace: namespace, name: short}
 	if err := n.Attach(p); err != nil {
 		n.t.Fatalf("%v", err)
 	}

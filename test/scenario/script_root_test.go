@@ -35,7 +35,7 @@ import (
 //	unmanifest FILE...     take them out
 //	hide, unhide           take the directory of manifests away, and put it back
 //	generate FILE ports|endpoints|junk N   make a large manifest
-//	pod NAME...            make pods of the namespace default by the CNI plugin
+//	pod NAME...            make pods by the CNI plugin: of the namespace default, or NAMESPACE/POD
 //	nopod NAME...          delete them
 //	serve POD PORT         answer with the pod's name: HTTP and UDP on PORT, lines of TCP on PORT+1
 //	get FROM ADDR NAMES    an HTTP request is answered by one of NAMES (a|b)
@@ -51,6 +51,7 @@ import (
 //	open ID FROM tcp|udp ADDR      a connection that stays
 //	talk ID NAMES          the connection works and one of NAMES answers
 //	broken ID              it has ended
+//	stuck ID               it has not, and nothing comes back
 //	shows REGEXP ARG...    `mooring ARG...` prints it; with ! first: never
 //	metrics REGEXP         likewise for /metrics
 //	refuses REGEXP mooringd|mooring ARG...    the program fails and says so
@@ -124,6 +125,7 @@ var scriptCommands = map[string]struct {
 	"silent":     {3, false, (*script).silent},
 	"open":       {4, false, (*script).open},
 	"talk":       {2, false, (*script).talk},
+	"stuck":      {1, false, (*script).stuck},
 	"broken":     {1, false, (*script).broken},
 	"shows":      {2, true, (*script).shows},
 	"metrics":    {1, true, (*script).metrics},
@@ -203,7 +205,7 @@ func (s *script) generate(args []string) error {
 func (s *script) pod(args []string) error {
 	for _, name := range args {
 		p := s.AddPod(name)
-		variable := strings.ReplaceAll(name, "-", "_")
+		variable := strings.NewReplacer("-", "_", "/", "_").Replace(name)
 		s.ts.Setenv(variable+"_ip", p.IP.String())
 		s.ts.Setenv(variable+"_ip6", p.IP6.String())
 	}
@@ -455,6 +457,21 @@ func (s *script) talk(args []string) error {
 		return check() // a stream does not mend
 	}
 	return try(check)
+}
+
+func (s *script) stuck(args []string) error {
+	c := s.connections[args[0]]
+	if c == nil {
+		return fmt.Errorf("there is no connection %s", args[0])
+	}
+	return try(func() error {
+		name, err := exchange(c, time.Second)
+		var timeout net.Error
+		if !errors.As(err, &timeout) || !timeout.Timeout() {
+			return fmt.Errorf("connection %s: %q answers, error %v; want silence", args[0], name, err)
+		}
+		return nil
+	})
 }
 
 func (s *script) broken(args []string) error {
