@@ -79,7 +79,9 @@ ALWAYS int finish(ctx_t *ctx, struct pkt *p, int verdict)
 		return bpf_redirect_peer(p->to_ifindex, 0);
 	}
 	count(p, DROP_NONE);
-	return TC_ACT_OK;
+	/* Not TC_ACT_OK, which would end the hook: what others attached after us, such as the ingress qdisc of
+	 * the CNI plugin bandwidth, gets its turn. */
+	return TC_ACT_UNSPEC;
 }
 
 #endif

@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -380,6 +381,27 @@ func TestBandwidthLimitsWhatThePodGets(t *testing.T) {
 		}
 	}
 	web.do(t, "del", "del")
+	n.left(t)
+
+	// And with a burst that 2 MiB exceed, the rate of 1 MB/s is kept both ways.
+	web = n.pod(t, "web")
+	web.capabilities = `{"bandwidth": {"IngressRate": 8000000, "IngressBurst": 800000, "EgressRate": 8000000, "EgressBurst": 800000}}`
+	web.do(t, "add")
+	bulk := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(make([]byte, 2<<20)) })
+	netns.HTTP(t, web.NS, "[::]:8080", bulk)
+	netns.HTTP(t, n.NS, "[::]:8081", bulk)
+	for what, fetch := range map[string]func() (string, error){
+		"from the pod": func() (string, error) { return n.Get(url(web.ips()[0].String(), 8080)) },
+		"to the pod":   func() (string, error) { return web.Get(url(n.IP.String(), 8081)) },
+	} {
+		begin := time.Now()
+		if body, err := fetch(); err != nil || len(body) != 2<<20 {
+			t.Errorf("2 MiB %s: %d bytes, %v", what, len(body), err)
+		} else if took := time.Since(begin); took < time.Second {
+			t.Errorf("2 MiB %s took %v, as if there were no limit", what, took)
+		}
+	}
+	web.do(t, "del")
 	n.left(t)
 }
 

@@ -15,7 +15,7 @@ import (
 
 // Verdicts of the programs: linux/pkt_cls.h.
 const (
-	Pass     = 0
+	Pass     = -1 // TC_ACT_UNSPEC: the next program's turn, then the stack's
 	Drop     = 2
 	Redirect = 7
 )
