@@ -5,7 +5,11 @@
 package kubernetes
 
 import (
+	"fmt"
+	"net"
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -18,41 +22,376 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+const portmap = `{"type": "portmap", "capabilities": {"portMappings": true}}`
+
+// The rights of the daemons are those that users install.
+func rights(t *testing.T) string {
+	t.Helper()
+	root, err := containerd.ModuleRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifest, err := os.ReadFile(filepath.Join(root, "conf", "kubernetes", "mooring.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kept []string
+	for document := range strings.SplitSeq(string(manifest), "\n---\n") {
+		if strings.Contains(document, "kind: ClusterRole") || strings.Contains(document, "kind: ServiceAccount") {
+			kept = append(kept, document)
+		}
+	}
+	return strings.Join(kept, "\n---\n")
+}
+
+// Ready says that the node's kubelet reports it so, and what it says else.
+func (c *Cluster) ready(n *Node) (bool, string) {
+	out, err := c.Try("get", "node", n.NodeName, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.conditions[?(@.type=="Ready")].message}`)
+	return err == nil && strings.HasPrefix(out, "True "), out
+}
+
+// exec runs the app's command in a pod.
+func (c *Cluster) exec(pod string, args ...string) (string, error) {
+	return c.Try(append([]string{"exec", pod, "--", "/app"}, args...)...)
+}
+
+// reaches waits until a pod gets answers from a URL.
+func (c *Cluster) reaches(t *testing.T, pod, url string) {
+	t.Helper()
+	var err error
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		if _, err = c.exec(pod, "get", url); err == nil {
+			return
+		}
+	}
+	t.Errorf("%s does not reach %s: %v", pod, url, err)
+}
+
+// app is a pod's specification: the app with arguments.
+func app(node string, args ...string) string {
+	place := ""
+	if node != "" {
+		place = "nodeName: " + node + ", "
+	}
+	return fmt.Sprintf(`{%sterminationGracePeriodSeconds: 20, containers: [{name: app, image: %q, imagePullPolicy: Never, args: [%s], readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}}]}`,
+		place, containerd.AppImage, strings.Join(args, ", "))
+}
+
+func deployment(name string, replicas int, version string) string {
+	spec := app("", "serve", "-grace", "3s")
+	return fmt.Sprintf(`
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: %[1]s}
+spec:
+  replicas: %[2]d
+  selector: {matchLabels: {app: %[1]s}}
+  strategy: {rollingUpdate: {maxUnavailable: 0, maxSurge: 1}}
+  template:
+    metadata: {labels: {app: %[1]s}, annotations: {version: %[3]q}}
+    spec: %[4]s
+`, name, replicas, version, strings.TrimSuffix(spec, "}")+`, topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: `+name+`}}}]}`)
+}
+
 func TestKubernetes(t *testing.T) {
 	c := Start(t, 2)
+	a, b := c.Nodes[0], c.Nodes[1]
+	c.Apply(t, rights(t))
+
+	t.Run("nodes are ready when their pods can get addresses, not before", func(t *testing.T) {
+		for _, n := range c.Nodes {
+			if ready, why := c.ready(n); ready {
+				t.Errorf("%s without a CNI configuration: %s", n.NodeName, why)
+			}
+		}
+		for _, n := range c.Nodes {
+			n.StartMooring("metricsAddress: 127.0.0.1:9964\n")
+			n.Runtime.Install(t, containerd.Conflist(n.Node, "1.0.0", portmap))
+		}
+		for _, n := range c.Nodes {
+			c.Eventually(time.Minute, n.NodeName+" is ready", func() bool {
+				ready, _ := c.ready(n)
+				return ready
+			})
+		}
+	})
+
+	for _, n := range c.Nodes {
+		c.Apply(t, "apiVersion: v1\nkind: Pod\nmetadata: {name: client-"+n.NodeName+"}\nspec: "+app(n.NodeName, "serve"))
+	}
+	c.Apply(t, deployment("web", 4, "1"))
 	c.Apply(t, `
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata: {name: mooring}
-rules:
-- apiGroups: [""]
-  resources: [nodes, pods, services, namespaces]
-  verbs: [get, list, watch]
-- apiGroups: [discovery.k8s.io]
-  resources: [endpointslices]
-  verbs: [get, list, watch]
-- apiGroups: [networking.k8s.io]
-  resources: [networkpolicies]
-  verbs: [get, list, watch]
-- apiGroups: ["", events.k8s.io]
-  resources: [events]
-  verbs: [create, patch]
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: NodePort, clusterIP: 10.96.0.100, clusterIPs: [10.96.0.100, "fd00:10:96::100"], ipFamilyPolicy: RequireDualStack, externalIPs: [198.51.100.7],
+  selector: {app: web}, ports: [{name: http, port: 80, targetPort: 8080, nodePort: 30080}, {name: udp, protocol: UDP, port: 53, targetPort: 8053}]}
 ---
-apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRoleBinding
-metadata: {name: mooring}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: mooring}
-subjects: [{kind: ServiceAccount, name: mooring, namespace: kube-system}]
+apiVersion: v1
+kind: Service
+metadata: {name: balanced}
+spec: {type: LoadBalancer, clusterIP: 10.96.0.101, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: headless}
+spec: {clusterIP: None, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: elsewhere}
+spec: {type: ExternalName, externalName: example.org}
 `)
-	for _, n := range c.Nodes {
-		n.StartMooring("metricsAddress: 127.0.0.1:9964\n")
-		n.Runtime.Install(t, containerd.Conflist(n.Node, "1.0.0"))
-	}
-	for _, n := range c.Nodes {
-		c.Eventually(time.Minute, n.NodeName+" ready", func() bool {
-			out, err := c.Try("get", "node", n.NodeName, "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
-			return err == nil && out == "True"
+	c.Kubectl(t, "patch", "service", "balanced", "--subresource=status", "-p", `{"status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.8"}]}}}`)
+	c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=120s")
+	c.Kubectl(t, "wait", "--for=condition=Ready", "pod/client-node-a", "pod/client-node-b", "--timeout=60s")
+	clients := []string{"client-node-a", "client-node-b"}
+
+	t.Run("pods reach pods of both nodes in both families", func(t *testing.T) {
+		nodes := c.Kubectl(t, "get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].spec.nodeName}")
+		if !strings.Contains(nodes, a.NodeName) || !strings.Contains(nodes, b.NodeName) {
+			t.Fatalf("the pods are on %s", nodes)
+		}
+		addresses := strings.Fields(c.Kubectl(t, "get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].status.podIPs[*].ip}"))
+		if len(addresses) != 8 {
+			t.Errorf("four pods have the addresses %v", addresses)
+		}
+		for _, client := range clients {
+			for _, address := range addresses {
+				c.reaches(t, client, "http://"+net.JoinHostPort(address, "8080")+"/")
+			}
+		}
+	})
+
+	t.Run("pods reach services of every type", func(t *testing.T) {
+		urls := []string{
+			"http://10.96.0.100/", "http://[fd00:10:96::100]/", // ClusterIP
+			"http://198.51.100.7/",                                 // external address
+			"http://198.51.100.8/",                                 // load balancer's
+		}
+		for i, client := range clients {
+			for _, url := range append(urls, fmt.Sprintf("http://%s:30080/", c.Nodes[i].IP)) { // NodePort
+				c.reaches(t, client, url)
+			}
+			for _, address := range []string{"10.96.0.100:53", "[fd00:10:96::100]:53"} {
+				if out, err := c.exec(client, "udp", address); err != nil || !strings.HasPrefix(out, "web-") {
+					t.Errorf("%s asks %s: %q, %v", client, address, out, err)
+				}
+			}
+		}
+		services, err := a.Daemon.Services(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range services {
+			if s.Name == "headless" || s.Name == "elsewhere" {
+				t.Errorf("%s has frontends: %+v", s.Name, s.Frontends)
+			}
+		}
+	})
+
+	t.Run("pods reach the API server by its service", func(t *testing.T) {
+		for _, client := range clients {
+			// A certificate that the app does not know is an answer.
+			if _, err := c.exec(client, "get", "https://"+APIServerIP+"/"); err == nil || !strings.Contains(err.Error(), "certificate") {
+				t.Errorf("%s: %v", client, err)
+			}
+		}
+	})
+
+	t.Run("a rolling update fails no request", func(t *testing.T) {
+		loads := c.load(clients, "http://10.96.0.100/", 45)
+		c.Apply(t, deployment("web", 4, "2"))
+		if out, err := c.Try("rollout", "status", "deployment/web", "--timeout=120s"); err != nil {
+			t.Errorf("the update: %v %s", err, out)
+		}
+		loads.check(t)
+	})
+
+	t.Run("a connection survives the daemons' rolling restart", func(t *testing.T) {
+		c.Eventually(time.Minute, "the update's old pods are gone", func() bool {
+			out, err := c.Try("get", "pods", "-l", "app=web", "-o", "name")
+			return err == nil && strings.Count(out, "pod/") == 4
 		})
+		holds := c.inBackground(clients, "hold", "-seconds", "25", "10.96.0.100:80")
+		loads := c.load(clients, "http://10.96.0.100/", 25)
+		time.Sleep(3 * time.Second) // connections are there
+		for _, n := range c.Nodes {
+			if err := n.Daemon.Stop(); err != nil {
+				t.Errorf("%s: mooringd: %v", n.NodeName, err)
+			}
+			time.Sleep(2 * time.Second)
+			n.Daemon.Launch()
+		}
+		holds.check(t)
+		loads.check(t)
+	})
+
+	t.Run("services go on while the API server is gone, and follow it when it is back", func(t *testing.T) {
+		out, err := c.execAfter("client-node-a", func() {
+			c.StopAPIServer()
+			for _, n := range c.Nodes {
+				netns.Eventually(t, 90*time.Second, n.NodeName+" says that the API server is gone", func() bool {
+					status, err := n.Daemon.Status(t.Context())
+					return err == nil && len(status.Problems) > 0
+				})
+			}
+			c.StartAPIServer()
+		})
+		if err != nil {
+			t.Errorf("load through the outage: %v\n%s", err, out)
+		}
+		c.Kubectl(t, "scale", "deployment/web", "--replicas=6")
+		c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=120s")
+		for _, n := range c.Nodes {
+			netns.Eventually(t, 60*time.Second, n.NodeName+" knows all six backends", func() bool {
+				return n.backends(t, "web", "10.96.0.100", 80) == 6
+			})
+		}
+	})
+
+	t.Run("a kubelet's restart ends no pod", func(t *testing.T) {
+		before := c.Kubectl(t, "get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}")
+		loads := c.load([]string{"client-node-b"}, "http://10.96.0.100/", 20)
+		if err := a.StopKubelet(); err != nil {
+			t.Logf("kubelet: %v", err)
+		}
+		a.StartKubelet()
+		c.Eventually(time.Minute, "the node is ready again", func() bool {
+			ready, _ := c.ready(a)
+			return ready
+		})
+		loads.check(t)
+		if after := c.Kubectl(t, "get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"); after != before {
+			t.Errorf("restarts before %s, after %s", before, after)
+		}
+	})
+
+	t.Run("a static pod gets addresses", func(t *testing.T) {
+		manifest := "apiVersion: v1\nkind: Pod\nmetadata: {name: static, namespace: default}\nspec: " + app("", "serve")
+		path := a.path("manifests", "static.yaml")
+		if err := os.WriteFile(path, []byte(manifest), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		var address string
+		c.Eventually(time.Minute, "the static pod is known", func() bool {
+			out, err := c.Try("get", "pod", "static-node-a", "-o", "jsonpath={.status.podIP}")
+			address = out
+			return err == nil && out != ""
+		})
+		c.reaches(t, "client-node-b", "http://"+address+":8080/")
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	})
+
+	t.Run("a drained node's pods move without a failed request", func(t *testing.T) {
+		c.Apply(t, "apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: web}\nspec: {minAvailable: 4, selector: {matchLabels: {app: web}}}")
+		loads := c.load([]string{"client-node-a"}, "http://10.96.0.100/", 60)
+		c.Kubectl(t, "drain", b.NodeName, "--force", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=90s")
+		c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=120s")
+		loads.check(t)
+		nodes := c.Kubectl(t, "get", "pods", "-l", "app=web", "-o", "jsonpath={.items[?(@.status.phase=='Running')].spec.nodeName}")
+		if strings.Contains(nodes, b.NodeName) {
+			t.Errorf("pods are left on the drained node: %s", nodes)
+		}
+	})
+
+	t.Run("nothing is left of pods that are gone", func(t *testing.T) {
+		c.Kubectl(t, "delete", "deployment/web", "pod/client-node-a", "--timeout=90s")
+		for _, n := range c.Nodes {
+			netns.Eventually(t, 90*time.Second, n.NodeName+" has no endpoint, no interface and no connection of pods", func() bool {
+				endpoints, err := n.Daemon.Endpoints(t.Context())
+				if err != nil || len(endpoints) > 0 {
+					return false
+				}
+				links, err := n.Netlink().LinkList()
+				if err != nil {
+					return false
+				}
+				for _, link := range links {
+					if strings.HasPrefix(link.Attrs().Name, "lxc") {
+						return false
+					}
+				}
+				stats, err := n.Daemon.ConntrackStats(t.Context())
+				return err == nil && stats.Entries == 0
+			})
+		}
+	})
+}
+
+// backends counts those of a frontend as a node's daemon has them.
+func (n *Node) backends(t *testing.T, service, address string, port uint16) (count int) {
+	services, err := n.Daemon.Services(t.Context())
+	if err != nil {
+		return -1
 	}
-	t.Log(c.Kubectl(t, "get", "nodes", "-o", "wide"))
+	for _, s := range services {
+		for _, f := range s.Frontends {
+			if s.Name == service && f.Address == address && f.Port == port {
+				for _, b := range f.Backends {
+					if b.State == "active" {
+						count++
+					}
+				}
+			}
+		}
+	}
+	return count
+}
+
+// jobs are commands of the app that run in pods.
+type jobs []chan error
+
+func (c *Cluster) inBackground(pods []string, args ...string) (all jobs) {
+	for _, pod := range pods {
+		done := make(chan error, 1)
+		go func() {
+			out, err := c.exec(pod, args...)
+			if err != nil {
+				err = fmt.Errorf("%w\n%s", err, out)
+			}
+			done <- err
+		}()
+		all = append(all, done)
+	}
+	return all
+}
+
+// load makes requests one after another from pods.
+func (c *Cluster) load(pods []string, url string, seconds int) jobs {
+	return c.inBackground(pods, "load", "-seconds", fmt.Sprint(seconds), url)
+}
+
+// check waits for the jobs and fails the test for each that failed.
+func (j jobs) check(t *testing.T) {
+	t.Helper()
+	for _, done := range j {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// execAfter makes requests from a pod while f runs. The command goes through
+// the runtime of the pod's node: kubectl would end with the API server.
+func (c *Cluster) execAfter(pod string, f func()) (string, error) {
+	n := c.Nodes[0]
+	container, err := c.Try("get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}")
+	if err != nil {
+		return "", err
+	}
+	type result struct {
+		out string
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		out, err := n.Runtime.Exec(strings.TrimPrefix(container, "containerd://"), "/app", "load", "-seconds", "50", "http://10.96.0.100/")
+		done <- result{out, err}
+	}()
+	f()
+	r := <-done
+	return r.out, r.err
 }
