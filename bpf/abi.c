@@ -9,7 +9,6 @@
 struct event *unused_event __attribute__((unused));
 struct sweep *unused_sweep __attribute__((unused));
 struct clock *unused_clock __attribute__((unused));
-struct burial *unused_burial __attribute__((unused));
 enum hook_mode unused_hook_mode __attribute__((unused));
 enum ct_tether unused_ct_tether __attribute__((unused));
 enum socket_flags unused_socket_flags __attribute__((unused));

@@ -249,13 +249,14 @@ func (d *Datapath) RunSweep(s *Sweep) error {
 // many they were. One caller at a time.
 func (d *Datapath) Bury() (int, error) {
 	var total int
+	frame := make([]byte, 64) // nobody reads it
 	for {
-		var b abiBurial
-		if err := runSyscall(d.bury, &b); err != nil {
+		deleted, err := d.bury.Run(&ebpf.RunOptions{Data: frame})
+		if err != nil {
 			return total, fmt.Errorf("delete entries of ended sockets: %w", err)
 		}
-		total += int(b.Deleted)
-		if b.Deleted < burials {
+		total += int(deleted)
+		if deleted < burials {
 			return total, nil
 		}
 	}

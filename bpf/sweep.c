@@ -30,6 +30,11 @@ int sweep_conntrack(struct sweep *s)
 
 #define BURIALS 4096
 
+struct burial {
+	__u64 now;		/* jiffies64 */
+	__u32 deleted;
+};
+
 /* Look at the first of the endings: delete what is due, wait again for what is still talked to. */
 ALWAYS long bury_next(struct burial *b, __u32 timewait)
 {
@@ -69,16 +74,18 @@ static long bury_timewait(__u32 i, struct burial *b)
 	return bury_next(b, 1);
 }
 
-/* Delete what sockets left behind, once its grace is over. Only one runs at a time. */
-SEC("syscall")
-int bury_due(struct burial *b)
+/*
+ * Delete what sockets left behind, once its grace is over; returns how many. Only
+ * one runs at a time. At tc, because before 6.4 a syscall program may not use queues.
+ */
+SEC("tc")
+int bury_due(struct __sk_buff *ctx)
 {
 	struct burial round = { .now = bpf_jiffies64() };
 
 	bpf_loop(BURIALS, bury_ended, &round, 0);
 	bpf_loop(BURIALS, bury_timewait, &round, 0);
-	*b = round;
-	return 0;
+	return round.deleted;
 }
 
 /* What the daemon needs to read jiffies. */

@@ -397,13 +397,6 @@ struct sweep {
 	__u64 failed;
 };
 
-/* One look at the endings. */
-struct burial {
-	__u64 now;		/* out, jiffies64 */
-	__u32 deleted;		/* out */
-	__u32 pad;
-};
-
 /* Both clocks at one moment. */
 struct clock {
 	__u64 jiffies;

@@ -134,13 +134,13 @@ ALWAYS int ct_lookup(struct pkt *p)
 }
 
 /* Move a flow that was answered, or the SVC entry of one, to where no flood reaches it. */
-RARELY int ct_promote(struct ct_key *key)
+static __noinline int ct_promote(const struct ct_key *key)
 {
 	struct ct_draft *d = ct_draft();
 	struct ct_entry *e;
 	long err;
 
-	if (!key || !d)
+	if (!d)
 		return 0;
 	e = bpf_map_lookup_elem(&mooring_ct_embryonic, key);
 	if (!e)
@@ -340,19 +340,25 @@ ALWAYS void ct_stillborn(const struct ct_draft *d)
 	ct_bury(&d->key, e, 0);
 }
 
+/* By value: before 6.4 a global function's argument is no key for a map. */
+ALWAYS __u16 endpoint_id(struct addr addr)
+{
+	struct endpoint *ep = bpf_map_lookup_elem(&mooring_endpoints, &addr);
+
+	return ep ? ep->id : 0;
+}
+
 /* An entry for the flow as it is on the wire now, begun by this packet. */
 RARELY int ct_create(struct pkt *p)
 {
 	struct ct_draft *d = ct_draft();
-	struct endpoint *to;
 	struct ct_entry *e;
 	int ret;
 
 	if (!p || !d)
 		return -DROP_CONNTRACK_FULL;
 	e = &d->entry;
-	to = bpf_map_lookup_elem(&mooring_endpoints, &p->dst);
-	p->to_id = to ? to->id : 0;
+	p->to_id = endpoint_id(p->dst);
 	if (ct_flow_key(&d->key, &p->src, p->sport, &p->dst, p->dport, p->proto))
 		e->flags = CT_F_INITIATOR_HIGH;
 	if (p->from_id)

@@ -239,6 +239,9 @@ ALWAYS int svc_translate(ctx_t *ctx, struct pkt *p)
 	__be16 port;
 	int ret;
 
+	/* The port has a flow to this backend through a frontend: its answers would come from there. */
+	if (p->flow && p->flow->service && tcp_opens(p) && !(p->flags & PKT_REPLY))
+		return -DROP_TUPLE_COLLISION;
 	if (p->flow && svc_flow_stays(p))
 		return NEXT;
 	if (p->flags & PKT_OWNER_DYING) {

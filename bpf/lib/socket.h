@@ -54,7 +54,8 @@ RARELY int socket_sync(struct socket_state *s)
 		return 1;
 	s->cache.synced = now;
 	side = s->flow[0].side & 1;
-	e = bpf_map_lookup_elem(&mooring_ct, &s->flow[0].key);
+	key = s->flow[0].key;
+	e = bpf_map_lookup_elem(&mooring_ct, &key);
 	if (!e || (hook_mode != HOOK_OFF && e->cookie[side] != s->cookie))
 		return 1;
 	e->packets[side] = s->cache.packets;
@@ -228,6 +229,7 @@ RARELY int socket_remember(ctx_t *ctx, struct pkt *p)
 	struct endpoint *from, *to;
 	struct ct_entry *e;
 	struct ct_key key;
+	struct addr addr;
 	int place, known;
 	__u8 side;
 
@@ -244,6 +246,7 @@ RARELY int socket_remember(ctx_t *ctx, struct pkt *p)
 	if (p->cookie) {
 		__u64 *owner = side ? &e->cookie[1] : &e->cookie[0];
 
+		/* Not one that another socket owns: two may share a port. */
 		if (*owner != p->cookie && __sync_val_compare_and_swap(owner, 0, p->cookie))
 			return 0;
 	}
@@ -272,13 +275,16 @@ RARELY int socket_remember(ctx_t *ctx, struct pkt *p)
 			e->tether[1] = ct_tether_of(p);
 		else
 			e->tether[0] = ct_tether_of(p);
-		/* A barrier, as the swap in the hook: either it sees the flow, or this sees that it has run. */
-		__sync_fetch_and_or(&s->flags, 0);
 		s->flow[place].used = 1;
-		if (__sync_fetch_and_or(&s->flags, 0) & SOCKET_DEAD) {
-			ct_release(&key, p->cookie, side, RELEASE_GRACE);
-			return 0;
-		}
+	}
+	/*
+	 * A barrier, as in socket_end(): either the end of the socket, on another processor,
+	 * sees that the flow is the socket's, or this sees that the end has been.
+	 */
+	if (p->cookie && (__sync_fetch_and_or(&s->flags, 0) & SOCKET_DEAD)) {
+		ct_release(&s->flow[place].key, p->cookie, side,
+			   s->flags & SOCKET_TIMEWAIT ? RELEASE_TIMEWAIT : RELEASE_GRACE);
+		return 0;
 	}
 	if (place)
 		return 0;
@@ -323,13 +329,15 @@ RARELY int socket_remember(ctx_t *ctx, struct pkt *p)
 		return 0;
 	if (p->flags & (PKT_FIRST_FRAGMENT | PKT_LATER_FRAGMENT))
 		return 0;
-	from = bpf_map_lookup_elem(&mooring_endpoints, &p->sent_src);
+	addr = p->sent_src;
+	from = bpf_map_lookup_elem(&mooring_endpoints, &addr);
 	if (!from)
 		return 0;
 	__builtin_memcpy(c->mac, from->mac, ETH_ALEN);
 	c->to_ifindex = p->to_ifindex;
 	if (p->to_ifindex) {
-		to = bpf_map_lookup_elem(&mooring_endpoints, &p->dst);
+		addr = p->dst;
+		to = bpf_map_lookup_elem(&mooring_endpoints, &addr);
 		if (!to)
 			return 0;
 		__builtin_memcpy(c->to_mac, to->mac, ETH_ALEN);

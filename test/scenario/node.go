@@ -111,11 +111,19 @@ func (n *Node) Launch() *netns.Process {
 	return n.daemon
 }
 
+// startLimit is how long the daemon may take to load its programs.
+func startLimit() time.Duration {
+	if os.Getenv("MOORING_KERNEL") != "" {
+		return 2 * time.Minute // emulated
+	}
+	return 30 * time.Second
+}
+
 // Up starts the daemon and waits until all services are in the datapath.
 func (n *Node) Up() {
 	n.t.Helper()
 	p := n.Launch()
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(startLimit()); ; time.Sleep(10 * time.Millisecond) {
 		select {
 		case <-p.Done():
 			n.t.Fatalf("mooringd ended: %v\n%s", p.Wait(), p.Output())
