@@ -49,13 +49,6 @@ const (
 	abiBackendStateBACKEND_TERMINATING abiBackendState = 2
 )
 
-type abiBurial struct {
-	_       structs.HostLayout
-	Now     uint64
-	Deleted uint32
-	Pad     uint32
-}
-
 type abiClock struct {
 	_         structs.HostLayout
 	Jiffies   uint64
@@ -464,7 +457,6 @@ const (
 	abiMapMooringTimewait       = "mooring_timewait"
 	abiMapMooringVerdicts       = "mooring_verdicts"
 	abiVarUnusedBackendState    = "unused_backend_state"
-	abiVarUnusedBurial          = "unused_burial"
 	abiVarUnusedClock           = "unused_clock"
 	abiVarUnusedCtFlags         = "unused_ct_flags"
 	abiVarUnusedCtStat          = "unused_ct_stat"
@@ -561,7 +553,6 @@ type abiMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type abiVariableSpecs struct {
 	UnusedBackendState    *ebpf.VariableSpec `ebpf:"unused_backend_state"`
-	UnusedBurial          *ebpf.VariableSpec `ebpf:"unused_burial"`
 	UnusedClock           *ebpf.VariableSpec `ebpf:"unused_clock"`
 	UnusedCtFlags         *ebpf.VariableSpec `ebpf:"unused_ct_flags"`
 	UnusedCtStat          *ebpf.VariableSpec `ebpf:"unused_ct_stat"`
@@ -657,7 +648,6 @@ func (m *abiMaps) Close() error {
 // It can be passed to loadAbiObjects or ebpf.CollectionSpec.LoadAndAssign.
 type abiVariables struct {
 	UnusedBackendState    *ebpf.Variable `ebpf:"unused_backend_state"`
-	UnusedBurial          *ebpf.Variable `ebpf:"unused_burial"`
 	UnusedClock           *ebpf.Variable `ebpf:"unused_clock"`
 	UnusedCtFlags         *ebpf.Variable `ebpf:"unused_ct_flags"`
 	UnusedCtStat          *ebpf.Variable `ebpf:"unused_ct_stat"`
