@@ -452,6 +452,7 @@ func TestTheHostsHooksAreTakenOver(t *testing.T) {
 	if _, err := ask(old); err != nil || old.RemoteAddr().String() != "10.96.0.10:80" {
 		t.Errorf("a connection of before: %v", err)
 	}
+	h.host.Close()
 	h.put(DetachHost(filepath.Dir(h.d.pins.root)))
 	if _, err := h.Dial("tcp", "10.96.0.10:80"); !errors.Is(err, syscall.ENETUNREACH) {
 		t.Errorf("detached: %v", err)

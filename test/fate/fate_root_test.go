@@ -87,6 +87,7 @@ func newNode(t *testing.T, servers int, flags ...string) *scenario.Node {
 	}
 	n.Write("churn.yaml", manifest)
 	n.Up()
+	n.EnterCgroup()
 	n.AddPod("client")
 	for i := range servers {
 		Serve(t, n.AddPod(fmt.Sprintf("server%d", i)).NS)

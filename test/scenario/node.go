@@ -146,6 +146,20 @@ func (n *Node) Crash() { n.daemon.Kill() }
 // Daemon is the process that was started last.
 func (n *Node) Daemon() *netns.Process { return n.daemon }
 
+// EnterCgroup puts this process, and so the sockets that it makes from now on in
+// any namespace, where the daemon's programs of cgroups see them.
+func (n *Node) EnterCgroup() {
+	n.t.Helper()
+	if err := os.WriteFile(filepath.Join(n.cgroup.Path, "cgroup.procs"), []byte(fmt.Sprint(os.Getpid())), 0); err != nil {
+		n.t.Fatalf("enter the node's cgroup: %v", err)
+	}
+	n.t.Cleanup(func() {
+		if err := os.WriteFile(filepath.Join(filepath.Dir(n.cgroup.Path), "cgroup.procs"), []byte(fmt.Sprint(os.Getpid())), 0); err != nil {
+			n.t.Errorf("leave the node's cgroup: %v", err)
+		}
+	})
+}
+
 // API is a client of the daemon.
 func (n *Node) API() *api.Client { return api.NewClient(n.Socket) }
 
