@@ -320,7 +320,8 @@ func (s *stage) ended(closed, reset *connection) {
 		return !slices.ContainsFunc(entries, func(e struct{ Source string }) bool { return e.Source == reset.LocalAddr().String() })
 	})
 	s.say("The socket of %s is gone, and its entries with it.", reset.LocalAddr())
-	s.say("The one of %s is in TIME_WAIT, and so are its entries, just as long.", closed.LocalAddr())
+	s.say("The one of %s is in TIME_WAIT: its entries end when no packet can follow any", closed.LocalAddr())
+	s.say("more, which is when the backend's socket has ended too, or with TIME_WAIT.")
 }
 
 // mooring shows what the client says.
