@@ -38,7 +38,7 @@ var arrows = []arrow{
 	{"daemon/source", []string{"daemon/model"}, []string{"*"}},
 	{"daemon/node", []string{"daemon/model"}, []string{"*"}},
 	{"daemon/endpoint", []string{"daemon/model", "daemon/api"}, []string{"*"}},
-	{"daemon/datapath", []string{"daemon/model", "daemon/api", "daemon/service", "daemon/policy", "bpf"}, []string{"*"}},
+	{"daemon/datapath", []string{"conf", "daemon/model", "daemon/api", "daemon/service", "daemon/policy", "bpf"}, []string{"*"}},
 	// The two main packages put the parts together.
 	{"daemon/mooringd", []string{"daemon", "bpf", "conf", "ipam"}, []string{"*"}},
 	{"daemon/mooring", []string{"daemon", "bpf", "conf"}, []string{"*"}},
