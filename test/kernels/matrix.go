@@ -92,12 +92,7 @@ type Job struct {
 var Jobs = []Job{
 	{Package: "./test/kernels/smoke", Programs: []string{"iptables", "ip6tables", "nft"},
 		Kernels: []string{"5.10", "6.1", "6.12", "newest"}},
-	{Package: "./test/packet", Timeout: 4 * time.Minute},
 	{Package: "./bpf", Run: "^TestEveryProgramLoads$"},
-	{Name: "fate/trampoline", Package: "./test/fate", Env: []string{"MOORING_HOOK=trampoline"}, Timeout: 4 * time.Minute,
-		Commands: datapathCommands, Programs: datapathPrograms},
-	{Name: "fate/tracepoint", Package: "./test/fate", Env: []string{"MOORING_HOOK=tracepoint"}, Timeout: 4 * time.Minute,
-		Commands: datapathCommands, Programs: datapathPrograms},
 }
 
 // What the scenario level needs of this module and of the machine.
@@ -105,6 +100,16 @@ var (
 	datapathCommands = []string{"./daemon/mooringd", "./daemon/mooring", "./plugins/mooring-cni", "./plugins/mooring-ipam"}
 	datapathPrograms = []string{"iptables", "ip6tables", "iptables-save", "ip6tables-save", "iptables-restore", "ip6tables-restore", "ip", "tc"}
 )
+
+// Long are jobs that run when KERNELS_LONG=1 asks for them: with them a kernel takes
+// several minutes.
+var Long = []Job{
+	{Package: "./test/packet", Timeout: 4 * time.Minute},
+	{Name: "fate/trampoline", Package: "./test/fate", Env: []string{"MOORING_HOOK=trampoline"}, Timeout: 4 * time.Minute,
+		Commands: datapathCommands, Programs: datapathPrograms},
+	{Name: "fate/tracepoint", Package: "./test/fate", Env: []string{"MOORING_HOOK=tracepoint"}, Timeout: 4 * time.Minute,
+		Commands: datapathCommands, Programs: datapathPrograms},
+}
 
 // A Limit excuses an inner skip that NO_SKIP=1 would make a failure.
 type Limit struct {

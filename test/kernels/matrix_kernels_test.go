@@ -28,7 +28,11 @@ func TestKernels(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := Install(ctx, Jobs); err != nil {
+	jobs := Jobs
+	if os.Getenv("KERNELS_LONG") == "1" {
+		jobs = append(slices.Clone(Jobs), Long...)
+	}
+	if err := Install(ctx, jobs); err != nil {
 		t.Fatal(err)
 	}
 	root, err := ModuleRoot()
@@ -36,7 +40,7 @@ func TestKernels(t *testing.T) {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	built, err := build(ctx, root, t.TempDir(), Jobs)
+	built, err := build(ctx, root, t.TempDir(), jobs)
 	if err != nil {
 		t.Fatal(err)
 	}
