@@ -850,7 +850,7 @@ func (t *Table) profileFor(s *ruleset, matching []int, declared []model.Containe
 
 func (t *Table) useProfile(allowed ports) ID {
 	content := allowed.content()
-	id := None
+	var id ID
 	switch content {
 	case nothingContent:
 		return None

@@ -37,10 +37,6 @@ type context struct {
 	Ifindex        uint32
 }
 
-// checksumComplete makes the kernel sum the frame as a network card does, and
-// complain when the program left that sum wrong (6.17: BPF_F_TEST_SKB_CHECKSUM_COMPLETE).
-const checksumComplete = 1 << 2
-
 // RunRaw runs a frame, whatever it is, through a program on a pod's interface.
 func (n *Node) RunRaw(prog *ebpf.Program, p *Pod, frame []byte, flags uint32) (verdict int, out []byte, err error) {
 	out = make([]byte, len(frame)+256)
@@ -176,7 +172,7 @@ func ServiceKey(proto uint8, client, frontend netip.AddrPort) bpf.CTKey {
 	}
 }
 
-// Entry is the entry of a flow through a frontend.
+// ServiceEntry is the entry of a flow through a frontend.
 func (n *Node) ServiceEntry(t testing.TB, proto uint8, client, frontend netip.AddrPort) (bpf.CTEntry, bool) {
 	t.Helper()
 	e, ok := n.Entries(t)[ServiceKey(proto, client, frontend)]

@@ -62,7 +62,7 @@ func (w *World) Endpoints() map[uint32]*model.Endpoint {
 	return endpoints
 }
 
-// Protocol is the number of a Packet's protocol.
+// Number is that of a Packet's protocol.
 func (k Packet) Number() model.Protocol {
 	switch k.Protocol {
 	case "TCP":
