@@ -201,7 +201,7 @@ func (m *Manager) reconcile() {
 		if len(podCIDRs) == 0 {
 			break // an earlier run's chains are right until something else is known
 		}
-		if err := m.masquerade(family.protocol, family.own, nodes); err != nil {
+		if err := m.masquerade(family.protocol, family.own, nodes, complete); err != nil {
 			problems = append(problems, fmt.Sprintf("masquerade (%s): %v; pods of this node do not reach the world", family.name, err))
 		}
 	}
@@ -216,8 +216,11 @@ func (m *Manager) reconcile() {
 	}
 }
 
-// masquerade keeps one family's chains, or their absence.
-func (m *Manager) masquerade(protocol iptables.Protocol, own []netip.Prefix, nodes []model.Node) error {
+// masquerade keeps one family's chains, or their absence. As long as the nodes
+// are not all known, an earlier run's chains stay as they are: with fewer nodes in
+// them, connections to the pods of those left out would get another source
+// address in the middle.
+func (m *Manager) masquerade(protocol iptables.Protocol, own []netip.Prefix, nodes []model.Node, complete bool) error {
 	wanted := m.options.Masquerade && len(own) > 0
 	t := m.tables[protocol]
 	if t == nil {
@@ -237,6 +240,15 @@ func (m *Manager) masquerade(protocol iptables.Protocol, own []netip.Prefix, nod
 		return nil
 	}
 	for _, c := range chains(own, nodes, t.ipt.HasRandomFully()) {
+		if !complete && t.written[c.name] == "" {
+			there, err := t.show(c)
+			if err != nil {
+				return err
+			}
+			if there != "" {
+				continue
+			}
+		}
 		repaired, err := t.ensure(c)
 		if err != nil {
 			return err

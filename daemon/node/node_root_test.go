@@ -273,6 +273,28 @@ func TestChainsAreThereOnceAndRepaired(t *testing.T) {
 	}
 }
 
+func TestChainsOfAnEarlierRunStayUntilTheNodesAreKnown(t *testing.T) {
+	if !inOwnNetns(t) {
+		return
+	}
+	sh(t, uplink)
+	nodes := []model.Node{machine("b", []string{"192.0.2.2", "2001:db8::2"}, "10.244.1.0/24", "fd00:10:244:1::/64")}
+	earlier := New(options(t))
+	earlier.SetNodes(nodes)
+	earlier.reconcile()
+	want := rulesOf(t)
+	m := New(options(t))
+	m.reconcile()
+	if diff := cmp.Diff(want, rulesOf(t)); diff != "" {
+		t.Errorf("the next run, which knows no nodes yet (-want +got):\n%s", diff)
+	}
+	m.SetNodes(nil)
+	m.reconcile()
+	if got := rulesOf(t); strings.Contains(got, "10.244.1.0") {
+		t.Errorf("the node is gone, and there is\n%s", got)
+	}
+}
+
 func TestMasqueradeOffRemovesWhatAnEarlierRunMade(t *testing.T) {
 	if !inOwnNetns(t) {
 		return

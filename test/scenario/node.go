@@ -24,7 +24,7 @@ import (
 type Node struct {
 	*netns.Node
 	Programs  string // their directory
-	Manifests string // the daemon's directory of manifests
+	Manifests string // the daemon's directory of manifests; empty: Flags name an API server
 	Flags     []string
 
 	t      netns.T
@@ -83,7 +83,34 @@ func NewNode(t netns.T) *Node {
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
-	n := &Node{Node: netns.NewNode(t), cgroup: netns.NewCgroup(t, "node"), Programs: dir, t: t, pods: map[string]*Pod{}}
+	return newNode(t, netns.NewNode(t), dir)
+}
+
+// NewNodes makes as many nodes as there are to be on one network, that know each
+// other by the manifest nodes.yaml.
+func NewNodes(t netns.T, count int) (nodes []*Node) {
+	t.Helper()
+	dir, err := programs()
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	outside := netns.NewOutside(t)
+	manifest := ""
+	for range count {
+		n := newNode(t, outside.Node(t), dir)
+		nodes = append(nodes, n)
+		manifest += fmt.Sprintf("---\napiVersion: v1\nkind: Node\nmetadata: {name: %s}\nspec: {podCIDRs: [%q, %q]}\nstatus: {addresses: [{type: InternalIP, address: %q}, {type: InternalIP, address: %q}]}\n",
+			n.NodeName, n.PodCIDRs[0], n.PodCIDRs[1], n.IP, n.IP6)
+	}
+	for _, n := range nodes {
+		n.Write("nodes.yaml", manifest)
+	}
+	return nodes
+}
+
+func newNode(t netns.T, place *netns.Node, programs string) *Node {
+	t.Helper()
+	n := &Node{Node: place, cgroup: netns.NewCgroup(t, place.NodeName), Programs: programs, t: t, pods: map[string]*Pod{}}
 	n.Manifests = filepath.Join(n.Dir, "manifests")
 	if err := os.Mkdir(n.Manifests, 0o755); err != nil {
 		t.Fatalf("%v", err)
@@ -97,11 +124,14 @@ func (n *Node) Args() []string {
 	for _, p := range n.PodCIDRs {
 		cidrs = append(cidrs, p.String())
 	}
-	return append([]string{
-		"--node-name", n.NodeName, "--manifests", n.Manifests, "--pod-cidrs", strings.Join(cidrs, ","),
+	args := []string{"--node-name", n.NodeName, "--pod-cidrs", strings.Join(cidrs, ",")}
+	if n.Manifests != "" {
+		args = append(args, "--manifests", n.Manifests)
+	}
+	return append(append(args,
 		"--cgroup", n.cgroup.Path, "--socket", n.Socket, "--bpffs", n.BPFFS, "--state-dir", n.StateDir,
 		"--metrics-address", "127.0.0.1:9964", "--conntrack-max-entries", "131072", "--log-level", "debug",
-	}, n.Flags...)
+	), n.Flags...)
 }
 
 // Launch starts the daemon and does not wait for it.
