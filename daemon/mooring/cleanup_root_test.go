@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -20,15 +19,8 @@ import (
 	"github.com/mooring-cni/mooring/daemon/node"
 )
 
-// The test starts its binary once more with network and mounts of its own.
 func TestCleanupLeavesNothingOfMooringAndAllOfOthers(t *testing.T) {
-	if os.Getenv("MOORING_TEST_NETNS") == "" {
-		command := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$")
-		command.Env = append(os.Environ(), "MOORING_TEST_NETNS=1")
-		command.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS}
-		if out, err := command.CombinedOutput(); err != nil {
-			t.Errorf("%v\n%s", err, out)
-		}
+	if !inNamespaces(t) {
 		return
 	}
 	sh := func(line string) string {

@@ -89,6 +89,8 @@ Exit code 0: done; 1: failed, one line on stderr says why; 2: wrong usage.`,
 		group("policy", "Look at network policies", newPolicyList(c), newPolicyExplain(c)),
 		group("endpoint", "Look at the pods' interfaces on this node", newEndpointList(c)),
 		newMonitor(c),
+		group("cni", "Put the CNI plugins and their configuration onto this node, or take them off", newCNIInstall(), newCNIEnable(c), newCNIUninstall()),
+		newPrepare(),
 		newCleanup(c),
 		newVersion(),
 	)

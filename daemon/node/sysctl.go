@@ -38,6 +38,26 @@ func setSysctls(v4, v6 bool, uplinks []Uplink) (problems []string) {
 	return problems
 }
 
+// Prepare makes the machine a router of every family that it has, as the manager
+// does for those that its pods have: where the daemon itself may not write
+// sysctls, as in a container, somebody with more rights does this before.
+func Prepare(devices []string) error {
+	uplinks, _, err := Uplinks(devices)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, problem := range setSysctls(hasFamily("ipv4"), hasFamily("ipv6"), uplinks) {
+		errs = append(errs, errors.New(problem))
+	}
+	return errors.Join(errs...)
+}
+
+func hasFamily(name string) bool {
+	_, err := os.Stat(sysctlRoot + "net/" + name + "/conf")
+	return err == nil
+}
+
 func readSysctl(key string) (string, error) {
 	content, err := os.ReadFile(sysctlRoot + key)
 	return strings.TrimSpace(string(content)), err
