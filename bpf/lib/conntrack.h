@@ -269,7 +269,8 @@ ALWAYS int ct_take_over(struct ct_entry *e, const struct ct_entry *next)
 	e->state = next->state;
 	e->tether[0] = next->tether[0];
 	e->tether[1] = 0;
-	e->flags = next->flags | place;
+	/* It stays where it is, wherever the next one would have gone. */
+	e->flags = (next->flags & ~CT_F_EMBRYONIC) | place;
 	e->policy = next->policy;
 	e->confirmed = 0;
 	return 1;

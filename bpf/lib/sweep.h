@@ -92,8 +92,12 @@ ALWAYS long sweep_entry(struct ct_key *k, struct ct_entry *e, struct sweep *s)
 	__u64 *deleted;
 
 	s->scanned++;
-	if (life & CT_LIFE_CLAIMED)
+	if (life & CT_LIFE_CLAIMED) {
+		/* A claim lasts no longer than a delete does: one that was left behind would keep the tuple busy for ever. */
+		if (expired(s, e, 10 * jiffies_per_second) && ct_delete_claimed(k, e))
+			s->failed++;
 		return 0;
+	}
 	deleted = sweep_deletes(s, k, e);
 	/* Claimed first and looked at again: what a packet has touched in between stays. */
 	if (deleted && ct_claim(e, life)) {

@@ -137,3 +137,44 @@ func TestEntriesOfGoneEndpointsAndBackendsAreSwept(t *testing.T) {
 		n.register(t, web, web.V6)
 	})
 }
+
+func TestAFlowInThePlaceOfAnAnsweredOneEndsToo(t *testing.T) {
+	n := NewNode(t)
+	client, web := n.Pod(t), n.Pod(t)
+	families(t, func(t *testing.T, v6 bool) {
+		from, vip, backend := client.At(v6, 4000), VIP(v6, 10, 80), web.At(v6, 8080)
+		n.Service(t, TCP, vip, backend)
+		for range 3 {
+			// Answered, and so in the table that a flood does not reach; then over; then its ports are used again.
+			for range 2 {
+				n.From(t, client, Segment(from, vip, SYN)).arrives(t, web, from, backend)
+				n.From(t, web, Segment(backend, from, SYN|ACK)).arrives(t, client, vip, from)
+				n.From(t, client, Segment(from, vip, FIN|ACK)).arrives(t, web, from, backend)
+				n.From(t, web, Segment(backend, from, FIN|ACK)).arrives(t, client, vip, from)
+			}
+			n.age(t, 60)
+			if s := n.sweep(t, bpf.CTTimeWait, TCP); s.Expired != 2 || s.Failed != 0 || len(n.Entries(t)) != 0 {
+				t.Fatalf("%d entries are left, %d were reaped, %d deletes failed", len(n.Entries(t)), s.Expired, s.Failed)
+			}
+		}
+	})
+}
+
+func TestAClaimThatWasLeftBehindIsSwept(t *testing.T) {
+	n := NewNode(t)
+	client, web := n.Pod(t), n.Pod(t)
+	families(t, func(t *testing.T, v6 bool) {
+		from, backend := client.At(v6, 4000), web.At(v6, 8080)
+		n.From(t, client, Segment(from, backend, SYN))
+		n.SetEntries(t, func(_ bpf.CTKey, e *bpf.CTEntry) { e.Life |= 1 })
+		if n.sweep(t, bpf.CTNew, TCP); len(n.Entries(t)) != 1 {
+			t.Error("a claim of this moment was not left to who made it")
+		}
+		n.age(t, 60)
+		if n.sweep(t, bpf.CTNew, TCP); len(n.Entries(t)) != 0 {
+			t.Error("the entry is left")
+		}
+		n.From(t, client, Segment(from, backend, SYN)).arrives(t, web, from, backend)
+		n.Flush(t)
+	})
+}
