@@ -341,15 +341,7 @@ ALWAYS void ct_stillborn(const struct ct_draft *d)
 	ct_bury(&d->key, e, 0);
 }
 
-/* By value: before 6.4 a global function's argument is no key for a map. */
-ALWAYS __u16 endpoint_id(struct addr addr)
-{
-	struct endpoint *ep = bpf_map_lookup_elem(&mooring_endpoints, &addr);
-
-	return ep ? ep->id : 0;
-}
-
-/* An entry for the flow as it is on the wire now, begun by this packet. */
+/* An entry for the flow as it is on the wire now, begun by this packet, whose ends policy_begin() knows. */
 RARELY int ct_create(struct pkt *p)
 {
 	struct ct_draft *d = ct_draft();
@@ -359,7 +351,6 @@ RARELY int ct_create(struct pkt *p)
 	if (!p || !d)
 		return -DROP_CONNTRACK_FULL;
 	e = &d->entry;
-	p->to_id = endpoint_id(p->dst);
 	if (ct_flow_key(&d->key, &p->src, p->sport, &p->dst, p->dport, p->proto))
 		e->flags = CT_F_INITIATOR_HIGH;
 	if (p->from_id)

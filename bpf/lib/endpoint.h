@@ -22,6 +22,14 @@ ALWAYS int source_check(ctx_t *ctx, struct pkt *p)
 	return NEXT;
 }
 
+/* By value: before 6.4 a global function's argument is no key for a map. */
+ALWAYS __u16 endpoint_id(struct addr addr)
+{
+	struct endpoint *ep = bpf_map_lookup_elem(&mooring_endpoints, &addr);
+
+	return ep ? ep->id : 0;
+}
+
 /* Which pod of this node the packet is for, if any. */
 ALWAYS struct endpoint *destination(struct pkt *p)
 {

@@ -107,17 +107,18 @@ ALWAYS void policy_blame(__u32 endpoint, __u32 direction, __u32 len)
 		policy_count(direction == POLICY_EGRESS ? p->ruleset[POLICY_EGRESS] : p->ruleset[POLICY_INGRESS], len);
 }
 
-/* Egress policy of the flow's initiator and ingress policy of its responder, where they are pods of this node. */
-RARELY int policy_decide(struct pkt *p)
+/* Egress policy of the pod that begins, ingress policy of the one that is reached: ids, 0 where it is none of this node. */
+RARELY int policy_judge(struct pkt *p, __u32 from_id, __u32 to_id)
 {
 	struct policy_draft *d = policy_draft();
-	struct endpoint *e;
-	__u32 from_id, to_id;
 	__be16 port;
 	int ret = NEXT;
 
 	if (!p || !d)
 		return -DROP_POLICY_UNKNOWN;
+	/* A pod always reaches itself. */
+	if (from_id == to_id)
+		return NEXT;
 	if (p->flags & PKT_REPLY) {
 		d->from = p->dst;
 		d->to = p->src;
@@ -127,13 +128,6 @@ RARELY int policy_decide(struct pkt *p)
 		d->to = p->dst;
 		port = p->dport;
 	}
-	e = bpf_map_lookup_elem(&mooring_endpoints, &d->from);
-	from_id = e ? e->id : 0;
-	e = bpf_map_lookup_elem(&mooring_endpoints, &d->to);
-	to_id = e ? e->id : 0;
-	/* A pod always reaches itself. */
-	if (from_id == to_id)
-		return NEXT;
 	if (from_id) {
 		ret = policy_side(&d->to, from_id, POLICY_EGRESS, p->proto, port);
 		if (ret == -DROP_POLICY_EGRESS)
@@ -150,17 +144,52 @@ RARELY int policy_decide(struct pkt *p)
 	return ret;
 }
 
+RARELY int policy_decide(struct pkt *p)
+{
+	__u32 from_id, to_id;
+
+	if (!p)
+		return -DROP_POLICY_UNKNOWN;
+	from_id = endpoint_id(p->src);
+	to_id = endpoint_id(p->dst);
+	return p->flags & PKT_REPLY ? policy_judge(p, to_id, from_id) : policy_judge(p, from_id, to_id);
+}
+
+/* Nothing is enforced for the endpoint, or it is none of this node. */
+ALWAYS int policy_open(__u32 endpoint, __u32 direction)
+{
+	struct endpoint_policy *p;
+
+	if (!endpoint)
+		return 1;
+	p = bpf_map_lookup_elem(&mooring_policies, &endpoint);
+	return p && p->ruleset[direction] == RULESET_OPEN;
+}
+
+/*
+ * The first packet of a flow. Where it is from was seen to by the hook: what a pod of
+ * this node sends comes by from_container, and what comes by another hook has been there.
+ */
+ALWAYS int policy_begin(struct pkt *p)
+{
+	if (!p->to_id)
+		destination(p);
+	if (!policy_enforced || (p->flags & PKT_HAIRPIN))
+		return NEXT;
+	if (policy_open(p->from_id, POLICY_EGRESS) && policy_open(p->to_id, POLICY_INGRESS))
+		return NEXT;
+	return policy_judge(p, p->from_id, p->to_id);
+}
+
 /* The first packet of a flow, and the next one after policies have changed. */
 ALWAYS int policy_check(struct pkt *p)
 {
 	struct ct_entry *e = p->flow;
 	int ret;
 
-	if (!policy_enforced)
+	if (e && (!policy_enforced || e->policy == p->generation || (e->flags & CT_F_HAIRPIN)))
 		return NEXT;
-	if (e ? e->policy == p->generation || (e->flags & CT_F_HAIRPIN) : p->flags & PKT_HAIRPIN)
-		return NEXT;
-	ret = policy_decide(p);
+	ret = e ? policy_decide(p) : policy_begin(p);
 	p->flow = e;	/* which the verifier forgot over the call */
 	if (!ret && e)
 		e->policy = p->generation;

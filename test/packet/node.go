@@ -38,6 +38,7 @@ type Node struct {
 // Options say what a node should have that is not usual.
 type Options struct {
 	MaxEntries uint32
+	Policy     bool // enforce network policies: a pod is closed until something is said of it
 }
 
 // NewNode makes a node in namespaces of its own, with an uplink to n.Outside.
@@ -48,7 +49,7 @@ func NewNode(t testing.TB, options ...Options) *Node {
 		o = given
 	}
 	n := &Node{Node: netns.NewNode(t)}
-	d, err := bpf.Load(bpf.Options{BPFFS: n.BPFFS, MaxEntries: o.MaxEntries})
+	d, err := bpf.Load(bpf.Options{BPFFS: n.BPFFS, MaxEntries: o.MaxEntries, Policy: o.Policy})
 	if err != nil {
 		t.Fatal(err)
 	}
