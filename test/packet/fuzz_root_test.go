@@ -8,7 +8,6 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -112,9 +111,6 @@ func service(a netip.Addr) bool {
 	}
 	return false
 }
-
-// inGuest says whether a kernel of the matrix runs the test: emulated, and slow.
-func inGuest() bool { return os.Getenv("MOORING_KERNEL") != "" }
 
 func alias(a netip.Addr) bool {
 	return a == netip.MustParseAddr("169.254.1.2") || a == netip.MustParseAddr("fd6d:6f6f:7269:6e67::2")

@@ -38,7 +38,10 @@ type Node struct {
 // Options say what a node should have that is not usual.
 type Options struct {
 	MaxEntries uint32
-	Policy     bool // enforce network policies: a pod is closed until something is said of it
+	Policy     bool   // enforce network policies: a pod is closed until something is said of it
+	Hook       string // conntrack.hook; empty: off
+	Cgroup     string // where the hook for close() attaches
+	NoCache    bool   // see bpf.Options
 }
 
 // NewNode makes a node in namespaces of its own, with an uplink to n.Outside.
@@ -49,12 +52,7 @@ func NewNode(t testing.TB, options ...Options) *Node {
 		o = given
 	}
 	n := &Node{Node: netns.NewNode(t)}
-	d, err := bpf.Load(bpf.Options{BPFFS: n.BPFFS, MaxEntries: o.MaxEntries, Policy: o.Policy})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { d.Close() })
-	n.Datapath = d
+	n.Datapath = n.load(t, o)
 	n.changed(t)
 	pins, err := filepath.Glob(filepath.Join(n.BPFFS, "v*", "maps", "mooring_ct*"))
 	if err != nil {
