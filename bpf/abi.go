@@ -100,6 +100,7 @@ const (
 	StatNoStorage       = abiCtStatCT_STAT_NO_STORAGE
 	StatCrowds          = abiCtStatCT_STAT_CROWDS
 	StatGraceFull       = abiCtStatCT_STAT_GRACE_FULL
+	StatDemoted         = abiCtStatCT_STAT_DEMOTED
 	CTStats             = int(abiCtStatCT_STATS)
 )
 

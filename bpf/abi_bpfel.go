@@ -133,7 +133,8 @@ const (
 	abiCtStatCT_STAT_NO_STORAGE       abiCtStat = 14
 	abiCtStatCT_STAT_CROWDS           abiCtStat = 15
 	abiCtStatCT_STAT_GRACE_FULL       abiCtStat = 16
-	abiCtStatCT_STATS                 abiCtStat = 17
+	abiCtStatCT_STAT_DEMOTED          abiCtStat = 17
+	abiCtStatCT_STATS                 abiCtStat = 18
 )
 
 type abiCtState uint32

@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	endpointMapCtCopies           = "ct_copies"
 	endpointMapCtDrafts           = "ct_drafts"
 	endpointMapCtEndings          = "ct_endings"
 	endpointMapIcmpQuoted         = "icmp_quoted"
@@ -103,6 +104,7 @@ type endpointProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type endpointMapSpecs struct {
+	CtCopies           *ebpf.MapSpec `ebpf:"ct_copies"`
 	CtDrafts           *ebpf.MapSpec `ebpf:"ct_drafts"`
 	CtEndings          *ebpf.MapSpec `ebpf:"ct_endings"`
 	IcmpQuoted         *ebpf.MapSpec `ebpf:"icmp_quoted"`
@@ -164,6 +166,7 @@ func (o *endpointObjects) Close() error {
 //
 // It can be passed to loadEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type endpointMaps struct {
+	CtCopies           *ebpf.Map `ebpf:"ct_copies"`
 	CtDrafts           *ebpf.Map `ebpf:"ct_drafts"`
 	CtEndings          *ebpf.Map `ebpf:"ct_endings"`
 	IcmpQuoted         *ebpf.Map `ebpf:"icmp_quoted"`
@@ -194,6 +197,7 @@ type endpointMaps struct {
 
 func (m *endpointMaps) Close() error {
 	return _EndpointClose(
+		m.CtCopies,
 		m.CtDrafts,
 		m.CtEndings,
 		m.IcmpQuoted,

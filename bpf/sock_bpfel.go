@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	sockMapCtCopies           = "ct_copies"
 	sockMapCtEndings          = "ct_endings"
 	sockMapMooringAffinity    = "mooring_affinity"
 	sockMapMooringBackends    = "mooring_backends"
@@ -113,6 +114,7 @@ type sockProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockMapSpecs struct {
+	CtCopies           *ebpf.MapSpec `ebpf:"ct_copies"`
 	CtEndings          *ebpf.MapSpec `ebpf:"ct_endings"`
 	MooringAffinity    *ebpf.MapSpec `ebpf:"mooring_affinity"`
 	MooringBackends    *ebpf.MapSpec `ebpf:"mooring_backends"`
@@ -172,6 +174,7 @@ func (o *sockObjects) Close() error {
 //
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockMaps struct {
+	CtCopies           *ebpf.Map `ebpf:"ct_copies"`
 	CtEndings          *ebpf.Map `ebpf:"ct_endings"`
 	MooringAffinity    *ebpf.Map `ebpf:"mooring_affinity"`
 	MooringBackends    *ebpf.Map `ebpf:"mooring_backends"`
@@ -199,6 +202,7 @@ type sockMaps struct {
 
 func (m *sockMaps) Close() error {
 	return _SockClose(
+		m.CtCopies,
 		m.CtEndings,
 		m.MooringAffinity,
 		m.MooringBackends,

@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	sweepMapCtCopies           = "ct_copies"
 	sweepMapCtDrafts           = "ct_drafts"
 	sweepMapCtEndings          = "ct_endings"
 	sweepMapMooringAffinity    = "mooring_affinity"
@@ -103,6 +104,7 @@ type sweepProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sweepMapSpecs struct {
+	CtCopies           *ebpf.MapSpec `ebpf:"ct_copies"`
 	CtDrafts           *ebpf.MapSpec `ebpf:"ct_drafts"`
 	CtEndings          *ebpf.MapSpec `ebpf:"ct_endings"`
 	MooringAffinity    *ebpf.MapSpec `ebpf:"mooring_affinity"`
@@ -162,6 +164,7 @@ func (o *sweepObjects) Close() error {
 //
 // It can be passed to loadSweepObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sweepMaps struct {
+	CtCopies           *ebpf.Map `ebpf:"ct_copies"`
 	CtDrafts           *ebpf.Map `ebpf:"ct_drafts"`
 	CtEndings          *ebpf.Map `ebpf:"ct_endings"`
 	MooringAffinity    *ebpf.Map `ebpf:"mooring_affinity"`
@@ -190,6 +193,7 @@ type sweepMaps struct {
 
 func (m *sweepMaps) Close() error {
 	return _SweepClose(
+		m.CtCopies,
 		m.CtDrafts,
 		m.CtEndings,
 		m.MooringAffinity,

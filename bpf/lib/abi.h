@@ -344,6 +344,7 @@ enum ct_stat {
 	CT_STAT_NO_STORAGE,		/* a live socket whose storage the kernel refused: timers end its flow */
 	CT_STAT_CROWDS,			/* sockets with crowds that have ended */
 	CT_STAT_GRACE_FULL,		/* no room among the endings: deleted without grace */
+	CT_STAT_DEMOTED,		/* to mooring_ct_embryonic: over, and the table fills up */
 	CT_STATS,
 };
 

@@ -194,6 +194,18 @@ static __noinline void ct_mirror(const struct ct_entry *e, const struct pkt *p, 
 }
 
 /*
+ * Whether a flow that was answered takes room from others: a listener answers every
+ * SYN, but only who hears it completes the handshake; and an answered datagram is
+ * as cheap to forge, so that when the table fills up only sockets vouch for theirs.
+ */
+ALWAYS int ct_earned(const struct ct_entry *e, const struct pkt *p, __u8 state)
+{
+	if (p->proto == IPPROTO_TCP)
+		return state == CT_ESTABLISHED;
+	return ct_held(e) || ct_live_entries() < ct_direct_limit;
+}
+
+/*
  * State from this packet, RFC 9293 flags for TCP, who was heard for the rest.
  * Returns 1 when the entry belongs to those that were answered and is not there.
  */
@@ -231,7 +243,7 @@ ALWAYS int ct_update(struct ct_entry *e, const struct pkt *p)
 		flags |= CT_F_REPLIED;
 		state = CT_ESTABLISHED;
 	}
-	promote = (flags & (CT_F_EMBRYONIC | CT_F_REPLIED)) == (CT_F_EMBRYONIC | CT_F_REPLIED);
+	promote = (flags & (CT_F_EMBRYONIC | CT_F_REPLIED)) == (CT_F_EMBRYONIC | CT_F_REPLIED) && ct_earned(e, p, state);
 	if (flags != e->flags)
 		e->flags = flags;
 	if (state != e->state || promote) {

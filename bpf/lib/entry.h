@@ -178,17 +178,58 @@ struct {
 	__type(value, struct ending);
 } ct_endings SEC(".maps");
 
-/* Its sockets are gone: it ends when nothing was heard for the grace. */
+/* An entry on its way from one table to the other. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct ct_entry);
+} ct_copies SEC(".maps");
+
+/* Move an entry that is over to where it pushes out only its like. It keeps its life. */
+static __noinline void ct_demote(const struct ct_key *key, struct ct_entry *e)
+{
+	__u32 zero = 0;
+	struct ct_entry *copy = bpf_map_lookup_elem(&ct_copies, &zero);
+	__u32 life = e->life;
+
+	if (!copy || (e->flags & CT_F_EMBRYONIC) || !ct_claim(e, life))
+		return;
+	*copy = *e;
+	copy->life = life;
+	copy->flags |= CT_F_EMBRYONIC;
+	if (!bpf_map_update_elem(&mooring_ct_embryonic, key, copy, BPF_NOEXIST))
+		ct_count(CT_STAT_DEMOTED);
+	ct_delete_claimed(key, e);
+}
+
+/*
+ * Its sockets are gone: it ends when nothing was heard for the grace. When the table
+ * fills up, that is not waited for at the expense of those that live.
+ */
 ALWAYS void ct_bury(const struct ct_key *flow, struct ct_entry *e, int timewait)
 {
 	__u32 zero = 0;
 	struct ending *end = bpf_map_lookup_elem(&ct_endings, &zero);
+	struct ct_entry *svc;
 	long err;
 
 	if (!end)
 		return;
-	end->key = *flow;
 	end->life = e->life;
+	if (ct_live_entries() > ct_direct_limit && !(e->flags & CT_F_EMBRYONIC)) {
+		if (e->service) {
+			ct_svc_key_of_flow(&end->key, flow, e);
+			svc = bpf_map_lookup_elem(&mooring_ct, &end->key);
+			if (svc && !svc->cookie[0] && svc->backend == e->backend)
+				ct_demote(&end->key, svc);
+		}
+		ct_demote(flow, e);
+		e = ct_at(flow);
+		if (!e)
+			return;
+	}
+	end->key = *flow;
 	if (timewait) {
 		end->grace = GRACE_TIMEWAIT;
 		end->due = bpf_jiffies64() + end->grace;

@@ -172,29 +172,38 @@ func ServiceKey(proto uint8, client, frontend netip.AddrPort) bpf.CTKey {
 	}
 }
 
-// ServiceEntry is the entry of a flow through a frontend.
-func (n *Node) ServiceEntry(t testing.TB, proto uint8, client, frontend netip.AddrPort) (bpf.CTEntry, bool) {
+// entry looks a key up in every table.
+func (n *Node) entry(t testing.TB, k bpf.CTKey) (e bpf.CTEntry, there bool) {
 	t.Helper()
-	e, ok := n.Entries(t)[ServiceKey(proto, client, frontend)]
-	return e, ok
-}
-
-// FlowEntry is the entry of a flow as it is on the wire, by its two ends in either order.
-func (n *Node) FlowEntry(t testing.TB, proto uint8, a, b netip.AddrPort) (bpf.CTEntry, bool) {
-	t.Helper()
-	for k, e := range n.Entries(t) {
-		if k.Type != bpf.CTFlow || k.Proto != proto {
-			continue
-		}
-		ends := [2]netip.AddrPort{
-			netip.AddrPortFrom(k.Addr[0].IP(), bpf.Port(k.Port[0])),
-			netip.AddrPortFrom(k.Addr[1].IP(), bpf.Port(k.Port[1])),
-		}
-		if ends == [2]netip.AddrPort{a, b} || ends == [2]netip.AddrPort{b, a} {
+	for _, table := range n.tables {
+		err := table.Lookup(k, &e)
+		if err == nil {
 			return e, true
+		}
+		if !errors.Is(err, ebpf.ErrKeyNotExist) {
+			t.Fatalf("read %s: %v", table, err)
 		}
 	}
 	return bpf.CTEntry{}, false
+}
+
+// ServiceEntry is the entry of a flow through a frontend.
+func (n *Node) ServiceEntry(t testing.TB, proto uint8, client, frontend netip.AddrPort) (bpf.CTEntry, bool) {
+	t.Helper()
+	return n.entry(t, ServiceKey(proto, client, frontend))
+}
+
+// FlowEntry is the entry of a flow as it is on the wire, by its two ends in either order.
+func (n *Node) FlowEntry(t testing.TB, proto uint8, a, b netip.AddrPort) (e bpf.CTEntry, there bool) {
+	t.Helper()
+	for _, ends := range [][2]netip.AddrPort{{a, b}, {b, a}} {
+		k := ServiceKey(proto, ends[0], ends[1])
+		k.Type = bpf.CTFlow
+		if e, there = n.entry(t, k); there {
+			return e, true
+		}
+	}
+	return e, false
 }
 
 // SetEntries changes entries in place: to let time pass, above all.
@@ -224,17 +233,8 @@ func (n *Node) SetEntries(t testing.TB, change func(bpf.CTKey, *bpf.CTEntry)) {
 // Flush forgets all flows.
 func (n *Node) Flush(t testing.TB) {
 	t.Helper()
-	for _, table := range n.tables {
-		var keys []bpf.CTKey
-		var k bpf.CTKey
-		var e bpf.CTEntry
-		all := table.Iterate()
-		for all.Next(&k, &e) {
-			keys = append(keys, k)
-		}
-		for _, k := range keys {
-			table.Delete(k)
-		}
+	if err := n.RunSweep(&bpf.Sweep{Flush: 1}); err != nil {
+		t.Fatal(err)
 	}
 }
 
