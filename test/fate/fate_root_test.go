@@ -23,6 +23,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	IdleMain()
 	if address := os.Getenv("FATE_HOLD"); address != "" {
 		hold(address)
 	}

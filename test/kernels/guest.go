@@ -43,7 +43,9 @@ type builtJob struct {
 type outcome struct {
 	// boot is from QEMU's start to the first job.
 	boot, total time.Duration
-	jobs        []jobOutcome
+	// cpu is the processor time that the emulation took.
+	cpu  time.Duration
+	jobs []jobOutcome
 	// absent are the modules that this kernel does not have.
 	absent []string
 	// err says why the guest did not reach its end.
@@ -142,6 +144,7 @@ func (g guest) run(ctx context.Context) (outcome, error) {
 	finished, readErr := o.read(io.TeeReader(results, log), len(g.jobs), start)
 	waitErr := cmd.Wait()
 	o.total = time.Since(start)
+	o.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 	switch {
 	case finished:
 	case limited.Err() != nil:
@@ -365,6 +368,18 @@ var trouble = regexp.MustCompile(`(?m)^(\[[ \d.]+\](\[ *[TC]\d+\])? )?(WARNING:|
 // troubles returns the lines of the console that no run may have.
 func troubles(console string) []string {
 	return trouble.FindAllString(strings.ReplaceAll(console, "\r", ""), -1)
+}
+
+// emulatorsFault tells a guest that ended by a trap of code that the kernel was
+// changing: it writes int3 over an instruction, the new one, and takes the int3 away
+// when every processor was told. QEMU's processors, threads of their own, still trap on
+// it when nobody expects that any more. No program of a job can cause it.
+func (o outcome) emulatorsFault() bool {
+	if o.err == nil {
+		return false
+	}
+	console, err := os.ReadFile(o.console)
+	return err == nil && strings.Contains(string(console), "Oops: int3: 0000")
 }
 
 // tail is the console's end, for a person to read.

@@ -75,11 +75,15 @@ func TestKernels(t *testing.T) {
 				t.Fatalf("no job names kernel %s", k.Name)
 			}
 			o, err := g.run(ctx)
+			for boots := 1; err == nil && o.emulatorsFault() && boots < 3; boots++ {
+				t.Logf("boot %d ended by an int3 that nobody handled, which is the emulator's: booted again", boots)
+				o, err = g.run(ctx)
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Logf("kernel %s: fetched in %.0f s, booted in %.0f s, ended after %.0f s (%s)",
-				tree.Release, fetched.Seconds(), o.boot.Seconds(), o.total.Seconds(), g.logs)
+			t.Logf("kernel %s: fetched in %.0f s, booted in %.0f s, ended after %.0f s, with %.0f s of processors' time (%s)",
+				tree.Release, fetched.Seconds(), o.boot.Seconds(), o.total.Seconds(), o.cpu.Seconds(), g.logs)
 			if len(o.absent) > 0 {
 				t.Logf("modules that this kernel does not have: %s", strings.Join(o.absent, " "))
 			}
