@@ -20,6 +20,7 @@ const (
 	DefaultStateDir = "/var/lib/mooring"
 	DefaultConfig   = "/etc/mooring/mooringd.yaml"
 	DefaultMetrics  = "127.0.0.1:9964"
+	DefaultHealthz  = ":10256" // where load balancers look for a service proxy
 )
 
 // Config is the node daemon's configuration. The tags are the keys of the YAML
@@ -36,6 +37,7 @@ type Config struct {
 	StateDir       string         `json:"stateDir"`
 	Cgroup         string         `json:"cgroup"`
 	MetricsAddress string         `json:"metricsAddress"`
+	HealthzAddress string         `json:"healthzAddress"`
 	Routing        Routing        `json:"routing"`
 	Masquerade     bool           `json:"masquerade"`
 	Conntrack      Conntrack      `json:"conntrack"`
@@ -76,7 +78,13 @@ type Timeouts struct {
 type NodePort struct {
 	Range PortRange `json:"range"`
 	Mode  string    `json:"mode"` // "snat" or "dsr"
+	// Addresses are the CIDRs of those node addresses that node ports are served
+	// on, or PrimaryAddresses alone; empty: all of the uplinks.
+	Addresses []string `json:"addresses"`
 }
+
+// PrimaryAddresses as nodePort.addresses: the Node object's first of each family.
+const PrimaryAddresses = "primary"
 
 // PortRange is an inclusive range of ports, written "30000-32767".
 type PortRange struct{ First, Last uint16 }
@@ -129,6 +137,7 @@ func Default() Config {
 		BPFFS:          DefaultBPFFS,
 		StateDir:       DefaultStateDir,
 		MetricsAddress: DefaultMetrics,
+		HealthzAddress: DefaultHealthz,
 		Routing:        Routing{Mode: "native"},
 		Masquerade:     true,
 		Conntrack: Conntrack{

@@ -90,6 +90,8 @@ var options = []option{
 		func(c *Config) *string { return &c.Cgroup }, orEmpty(absolute)),
 	text("metricsAddress", "address for /metrics, /healthz and /readyz; empty: off", "HOST:PORT with a port of 0 to 65535, or empty for off",
 		func(c *Config) *string { return &c.MetricsAddress }, orEmpty(hostPort)),
+	text("healthzAddress", "address for /healthz and /livez as load balancers ask a service proxy; empty: off", "HOST:PORT with a port of 0 to 65535, or empty for off",
+		func(c *Config) *string { return &c.HealthzAddress }, orEmpty(hostPort)),
 	enum("routing.mode", "how pods of other nodes are reached",
 		func(c *Config) *string { return &c.Routing.Mode }, "native", "vxlan"),
 	{
@@ -144,6 +146,26 @@ var options = []option{
 	},
 	enum("nodePort.mode", "how the reply of a backend on another node comes back",
 		func(c *Config) *string { return &c.NodePort.Mode }, "snat", "dsr"),
+	{
+		key: "nodePort.addresses", usage: "addresses of this node that node ports are served on; empty: all of the uplinks", list: true,
+		accepted: "CIDRs, or primary alone for the Node object's first address of each family",
+		get:      func(c *Config) []string { return c.NodePort.Addresses },
+		set: func(c *Config, values []string) error {
+			for i, v := range values {
+				if v == PrimaryAddresses && len(values) == 1 {
+					continue
+				}
+				if cidr, err := netip.ParsePrefix(v); err != nil || cidr.Addr().Is4In6() {
+					return fmt.Errorf("%q is no CIDR", v)
+				}
+				if slices.Contains(values[:i], v) {
+					return fmt.Errorf("%q is named twice", v)
+				}
+			}
+			c.NodePort.Addresses = values
+			return nil
+		},
+	},
 	enum("xdp", "where north-south traffic is handled",
 		func(c *Config) *string { return &c.XDP }, "auto", "native", "generic", "off"),
 	enum("loadBalancing.algorithm", "how a backend is chosen",

@@ -132,6 +132,7 @@ type Node struct {
 	Zone      string
 	Addresses []netip.Addr // InternalIPs first, then ExternalIPs
 	PodCIDRs  []netip.Prefix
+	Leaving   bool // it is being deleted: load balancers are not to send to it
 }
 
 // Endpoint is a pod's interface on this node, as the CNI plugin made it.

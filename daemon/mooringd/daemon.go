@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/netip"
 	"reflect"
-	"slices"
 	"sync"
 	"time"
 
@@ -17,8 +16,10 @@ import (
 	"github.com/mooring-cni/mooring/conf"
 	"github.com/mooring-cni/mooring/daemon/api"
 	"github.com/mooring-cni/mooring/daemon/endpoint"
+	"github.com/mooring-cni/mooring/daemon/health"
 	"github.com/mooring-cni/mooring/daemon/model"
 	"github.com/mooring-cni/mooring/daemon/node"
+	"github.com/mooring-cni/mooring/daemon/service"
 	"github.com/mooring-cni/mooring/daemon/source"
 )
 
@@ -31,7 +32,7 @@ type daemon struct {
 	services  *services
 	policies  *policies
 	cluster   *source.Kubernetes // nil: standalone
-	addresses []netip.Addr       // as the services' table had them
+	where     service.NodeContext // as the services' table has it
 	// remembered says that an earlier run's state is in the datapath and its
 	// pod ranges are known, so that pods can be added before the API answers.
 	remembered bool
@@ -40,6 +41,7 @@ type daemon struct {
 	metrics  string // why metrics are not served
 	nodeFile conf.Node
 	noRange  string // why the Node object gives no pod ranges
+	eligible bool   // load balancers may send to this node
 }
 
 func (d *daemon) Node() api.Node {
@@ -91,7 +93,32 @@ func (d *daemon) nodesChanged(nodes []model.Node) {
 		d.noRange = noRange
 		d.mutex.Unlock()
 	}
+	d.mutex.Lock()
+	d.eligible = d.cluster == nil // standalone, nobody has to describe the node
+	for i := range nodes {
+		if nodes[i].Name == d.config.NodeName {
+			d.eligible = !nodes[i].Leaving
+		}
+	}
+	d.mutex.Unlock()
 	d.machine.SetNodes(nodes)
+}
+
+// proxy is how the node's service proxy does, for load balancers.
+func (d *daemon) proxy() health.Proxy {
+	p := d.services.proxy()
+	p.Started = p.Started || d.remembered
+	d.mutex.Lock()
+	p.Eligible = d.eligible
+	d.mutex.Unlock()
+	for _, prefix := range d.machine.PodCIDRs() {
+		if prefix.Addr().Is4() {
+			p.Families = append(p.Families, "IPv4")
+		} else {
+			p.Families = append(p.Families, "IPv6")
+		}
+	}
+	return p
 }
 
 func (d *daemon) Status() (api.Status, error) {
@@ -132,6 +159,9 @@ func (d *daemon) problems() (serious, minor []string) {
 		serious = append(serious, d.noRange)
 	}
 	d.mutex.Unlock()
+	if trouble := d.services.health.Trouble(); trouble != "" {
+		minor = append([]string{trouble}, minor...)
+	}
 	return serious, minor
 }
 
@@ -229,7 +259,6 @@ func (d *daemon) Events(ctx context.Context) (<-chan api.Event, error) {
 func (d *daemon) followNode(ctx context.Context) error {
 	ticker := time.NewTicker(time.Second)
 	defer ticker.Stop()
-	addresses := d.addresses
 	for {
 		select {
 		case <-ctx.Done():
@@ -237,10 +266,9 @@ func (d *daemon) followNode(ctx context.Context) error {
 		case <-ticker.C:
 		}
 		uplinks := d.machine.Uplinks()
-		if now := node.Addresses(uplinks); !slices.Equal(now, addresses) {
-			d.services.moved(nodeContext(d.config, uplinks))
-			d.kernel.SetNodeAddresses(now)
-			addresses = now
+		if now := nodeContext(d.config, uplinks); !reflect.DeepEqual(now, d.where) {
+			d.services.moved(now)
+			d.where = now
 		}
 		if err := d.writeNodeFile(); err != nil {
 			return err

@@ -27,7 +27,9 @@ import (
 
 	"github.com/mooring-cni/mooring/conf"
 	"github.com/mooring-cni/mooring/daemon/api"
+	"github.com/mooring-cni/mooring/daemon/datapath"
 	"github.com/mooring-cni/mooring/daemon/endpoint"
+	"github.com/mooring-cni/mooring/daemon/health"
 	"github.com/mooring-cni/mooring/daemon/model"
 	"github.com/mooring-cni/mooring/daemon/node"
 	"github.com/mooring-cni/mooring/daemon/policy"
@@ -188,10 +190,12 @@ func assemble(t *testing.T, k *fakeKernel) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	services.follow(endpoints)
 	policies := newPolicies(config, k, slog.New(slog.DiscardHandler))
 	policies.follow(endpoints)
-	return &daemon{config: config, machine: machine, kernel: k, endpoints: endpoints, services: services, policies: policies}
+	d := &daemon{config: config, machine: machine, kernel: k, endpoints: endpoints, services: services, policies: policies}
+	services.health = health.New(d.proxy, log)
+	services.follow(endpoints)
+	return d
 }
 
 func name(namespace, name string) model.Name { return model.Name{Namespace: namespace, Name: name} }
@@ -299,6 +303,7 @@ func TestNodesReachTheMachineWhenAllAreKnown(t *testing.T) {
 		}
 		told = append(told, names)
 	}, slog.New(slog.DiscardHandler))
+	s.health = health.New(s.proxy, slog.New(slog.DiscardHandler))
 	s.apply(model.Changes{Nodes: map[string]*model.Node{"b": {Name: "b"}}})
 	s.apply(model.Changes{Synced: true, Nodes: map[string]*model.Node{"a": {Name: "a"}}})
 	s.apply(model.Changes{Synced: true})
@@ -455,6 +460,50 @@ func get(t *testing.T, d *daemon, path string, code int) string {
 		t.Errorf("GET %s: %s, want %d: %s", path, response.Status, code, body)
 	}
 	return string(body)
+}
+
+func TestLoadBalancersAreToldOfTheNodeAndItsServices(t *testing.T) {
+	k := newFakeKernel()
+	d := assemble(t, k)
+	d.services.setNodes = d.nodesChanged
+	if p := d.proxy(); p.Started || p.Eligible {
+		t.Errorf("before anything is known: %+v", p)
+	}
+	d.services.apply(web())
+	if p := d.proxy(); !p.Started || !p.Eligible || time.Since(p.Updated) > time.Minute || !p.Pending.IsZero() {
+		t.Errorf("a node that nobody describes: %+v", p)
+	}
+	for _, leaving := range []bool{true, false} {
+		d.services.apply(model.Changes{Synced: true, Nodes: map[string]*model.Node{"node-a": {Name: "node-a", Leaving: leaving}}})
+		if p := d.proxy(); p.Eligible == leaving {
+			t.Errorf("leaving %v: %+v", leaving, p)
+		}
+	}
+
+	k.refuse = errors.New("no room")
+	changed := web()
+	for _, s := range changed.Services {
+		s.Ports[0].Port++
+	}
+	d.services.apply(changed)
+	if p := d.proxy(); p.Pending.IsZero() {
+		t.Errorf("the datapath refuses: %+v", p)
+	}
+	since := d.proxy().Pending
+	d.services.push(service.Update{})
+	if p := d.proxy(); p.Pending != since {
+		t.Errorf("the datapath refuses since %v, not %v", since, p.Pending)
+	}
+	k.refuse = &datapath.RefusedError{Services: map[model.Name]error{name("default", "web"): errors.New("too large")}}
+	d.services.push(service.Update{})
+	if p := d.proxy(); !p.Pending.IsZero() {
+		t.Errorf("one service does not fit, the others do: %+v", p)
+	}
+	k.refuse = nil
+	d.services.push(service.Update{})
+	if p := d.proxy(); !p.Pending.IsZero() {
+		t.Errorf("the datapath refuses no more: %+v", p)
+	}
 }
 
 func TestMetricsAddressThatIsTakenIsAProblemUntilItIsFree(t *testing.T) {

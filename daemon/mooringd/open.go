@@ -31,7 +31,7 @@ func openDatapath(config conf.Config, uplinks []node.Uplink, log *slog.Logger) (
 	if err != nil {
 		return nil, err
 	}
-	manager.SetNodeAddresses(node.Addresses(uplinks))
+	manager.SetNodeAddresses(nodeContext(config, uplinks).Addresses)
 	return manager, nil
 }
 

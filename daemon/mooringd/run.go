@@ -13,6 +13,7 @@ import (
 	"github.com/mooring-cni/mooring/conf"
 	"github.com/mooring-cni/mooring/daemon/api"
 	"github.com/mooring-cni/mooring/daemon/endpoint"
+	"github.com/mooring-cni/mooring/daemon/health"
 	"github.com/mooring-cni/mooring/daemon/model"
 	"github.com/mooring-cni/mooring/daemon/node"
 	"github.com/mooring-cni/mooring/daemon/policy"
@@ -67,9 +68,10 @@ func run(ctx context.Context, config conf.Config, log *slog.Logger, open opener)
 		return err
 	}
 	defer links.Close()
-	daemon := &daemon{config: config, cluster: cluster, machine: machine, kernel: kernel, remembered: len(podCIDRs) > 0, addresses: node.Addresses(uplinks)}
-	services := newServices(service.NewTable(nodeContext(config, uplinks)), kernel, daemon.nodesChanged, log)
+	daemon := &daemon{config: config, cluster: cluster, machine: machine, kernel: kernel, remembered: len(podCIDRs) > 0, where: nodeContext(config, uplinks)}
+	services := newServices(service.NewTable(daemon.where), kernel, daemon.nodesChanged, log)
 	services.cluster = cluster
+	services.health = health.New(daemon.proxy, log)
 	policies := newPolicies(config, kernel, log)
 	endpoints, err := endpoint.Open(config.StateDir, kernel, links, log, func() {
 		policies.endpointsChanged() // first, so that nobody is sent to a pod that is still closed
@@ -104,6 +106,7 @@ func run(ctx context.Context, config conf.Config, log *slog.Logger, open opener)
 	})
 	parts.start("metrics", daemon.serveMetrics)
 	parts.start("uplinks", daemon.followNode)
+	parts.start("health", func(ctx context.Context) error { return services.health.Run(ctx, config.HealthzAddress) })
 	parts.start("API", func(ctx context.Context) error { return api.Serve(ctx, listener, daemon, log) })
 	if err := notify("READY=1"); err != nil {
 		log.Warn("tell systemd", "error", err)
@@ -156,11 +159,29 @@ func openSource(config conf.Config, log *slog.Logger) (objects, *source.Kubernet
 }
 
 func nodeContext(config conf.Config, uplinks []node.Uplink) service.NodeContext {
-	return service.NodeContext{
-		Name: config.NodeName, Addresses: node.Addresses(uplinks), PodCIDRs: config.PodCIDRs,
+	where := service.NodeContext{
+		Name: config.NodeName, Addresses: node.Addresses(uplinks), Own: node.Addresses(uplinks), PodCIDRs: config.PodCIDRs,
 		NodePortFirst: config.NodePort.Range.First, NodePortLast: config.NodePort.Range.Last,
 		Standalone: config.Standalone(),
 	}
+	switch ranges := config.NodePort.Addresses; {
+	case len(ranges) == 0:
+	case ranges[0] == conf.PrimaryAddresses:
+		where.Primary = true
+	default:
+		where.Chosen = true
+		where.Addresses, _ = node.AddressesIn(prefixes(ranges)) // an error is a node without addresses: netlink does not answer
+	}
+	return where
+}
+
+func prefixes(cidrs []string) (list []netip.Prefix) {
+	for _, cidr := range cidrs {
+		if prefix, err := netip.ParsePrefix(cidr); err == nil { // conf has checked them
+			list = append(list, prefix)
+		}
+	}
+	return list
 }
 
 // opener loads or adopts the datapath.

@@ -17,6 +17,7 @@ import (
 	"github.com/mooring-cni/mooring/daemon/api"
 	"github.com/mooring-cni/mooring/daemon/datapath"
 	"github.com/mooring-cni/mooring/daemon/endpoint"
+	"github.com/mooring-cni/mooring/daemon/health"
 	"github.com/mooring-cni/mooring/daemon/model"
 	"github.com/mooring-cni/mooring/daemon/service"
 	"github.com/mooring-cni/mooring/daemon/source"
@@ -31,6 +32,7 @@ type services struct {
 	kernel   kernelSide
 	setNodes func([]model.Node)
 	cluster  *source.Kubernetes // nil: standalone
+	health   *health.Server
 	log      *slog.Logger
 	wake     chan struct{}
 
@@ -44,6 +46,9 @@ type services struct {
 	synced    bool                            // the source has delivered all there is
 	settled   bool                            // and the datapath knows that it has it all
 	problems  []model.Problem                 // of the source
+	pending   time.Time                       // since when the datapath refuses; zero: it does not
+	updated   time.Time                       // when it last held all
+	addressed []netip.Addr                    // the node's addresses that the datapath knows
 }
 
 func newServices(table *service.Table, kernel kernelSide, setNodes func([]model.Node), log *slog.Logger) *services {
@@ -150,9 +155,7 @@ func (s *services) applyEndpoints() {
 // whose slices are still to come would lose the backends that it had before
 // this daemon started.
 func (s *services) push(update service.Update) {
-	if s.cluster != nil {
-		s.cluster.Announce(s.table.Problems())
-	}
+	s.announce()
 	maps.Copy(s.owed, update.Frontends)
 	if !s.synced {
 		return
@@ -166,7 +169,11 @@ func (s *services) push(update service.Update) {
 			if s.refusal == nil || s.refusal.Error() != err.Error() {
 				s.log.Error("services do not reach the datapath", "services", len(s.owed), "error", err)
 			}
-			s.refusal = err
+			if s.refusal = err; refused == nil {
+				s.wait()
+				return
+			}
+			s.upToDate() // but for those: no reason to take the node from load balancers
 			return
 		}
 		s.owed, s.refusal = map[model.Name][]model.Frontend{}, nil
@@ -175,10 +182,67 @@ func (s *services) push(update service.Update) {
 		if err := s.kernel.Synced(); err != nil {
 			s.log.Error("services of an earlier run stay in the datapath", "error", err)
 			s.refusal = err
+			s.wait()
 			return
 		}
 		s.settled, s.refusal = true, nil
 	}
+	s.upToDate()
+}
+
+// upToDate tells the others of what the datapath holds now. The mutex is held.
+func (s *services) upToDate() {
+	s.pending, s.updated = time.Time{}, time.Now()
+	s.answerHealth()
+	if now := s.table.NodeAddresses(); !slices.Equal(now, s.addressed) {
+		s.kernel.SetNodeAddresses(now)
+		s.addressed = slices.Clone(now)
+	}
+}
+
+// wait takes note that the datapath is behind. The mutex is held.
+func (s *services) wait() {
+	if s.pending.IsZero() {
+		s.pending = time.Now()
+	}
+}
+
+// answerHealth says what load balancers are told at services' health check
+// ports: never before it is true. The mutex is held.
+func (s *services) answerHealth() {
+	var checks []health.Check
+	for _, c := range s.table.HealthChecks() {
+		checks = append(checks, health.Check{Service: c.Service, Port: c.Port, LocalEndpoints: c.LocalReady})
+	}
+	var addresses []netip.Addr // all
+	if s.table.NodeAddressesChosen() {
+		if addresses = s.table.NodeAddresses(); len(addresses) == 0 {
+			checks = nil
+		}
+	}
+	s.health.Set(checks, addresses)
+}
+
+// announce has Events made of what is wrong with services. The mutex is held.
+func (s *services) announce() {
+	if s.cluster != nil {
+		s.cluster.Announce(s.tableProblems())
+	}
+}
+
+// tableProblems are those with services, whether the table found them or the
+// machine. The mutex is held.
+func (s *services) tableProblems() []model.Problem {
+	all := append(slices.Clone(s.table.Problems()), s.health.Problems()...)
+	slices.SortStableFunc(all, model.CompareProblems)
+	return all
+}
+
+// proxy is how the services do in the datapath.
+func (s *services) proxy() health.Proxy {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	return health.Proxy{Started: s.settled, Pending: s.pending, Updated: s.updated}
 }
 
 // run does what others left to do: endpoints that changed while the table was
@@ -198,6 +262,7 @@ func (s *services) run(ctx context.Context) error {
 		if s.refusal != nil {
 			s.push(service.Update{})
 		}
+		s.announce()
 		s.mutex.Unlock()
 	}
 }
@@ -288,7 +353,7 @@ func (s *services) report() (serious, minor []string) {
 		}
 		serious = append(serious, "services are not known yet: "+why)
 	}
-	all := append(slices.Clone(s.problems), s.table.Problems()...)
+	all := append(slices.Clone(s.problems), s.tableProblems()...)
 	slices.SortStableFunc(all, model.CompareProblems)
 	for i, p := range all {
 		if i == maxProblems {

@@ -67,6 +67,27 @@ func Addresses(uplinks []Uplink) (all []netip.Addr) {
 	return all
 }
 
+// AddressesIn are those of this network namespace, on whatever interface, that
+// are in one of the ranges, sorted.
+func AddressesIn(ranges []netip.Prefix) (list []netip.Addr, err error) {
+	addresses, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addresses {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		ip = ip.Unmap()
+		if !ok || ip.IsLoopback() || ip.IsLinkLocalUnicast() || slices.Contains(list, ip) {
+			continue
+		}
+		if slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+			list = append(list, ip)
+		}
+	}
+	slices.SortFunc(list, netip.Addr.Compare)
+	return list, nil
+}
+
 // defaultDevices are the devices of the default routes with the best metric,
 // of either family; several where the route is a multipath one.
 func defaultDevices() (names []string, err error) {

@@ -110,6 +110,14 @@ func parseNode(t *testing.T, node *service.NodeContext, text string) {
 			for _, word := range words[1:] {
 				node.Addresses = append(node.Addresses, netip.MustParseAddr(word))
 			}
+		case "own":
+			for _, word := range words[1:] {
+				node.Own = append(node.Own, netip.MustParseAddr(word))
+			}
+		case "primary":
+			node.Primary = true
+		case "chosen":
+			node.Chosen = true
 		case "podCIDRs":
 			for _, word := range words[1:] {
 				node.PodCIDRs = append(node.PodCIDRs, netip.MustParsePrefix(word))

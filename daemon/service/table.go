@@ -187,19 +187,44 @@ func (t *Table) relocate(dirty map[model.Name]bool) {
 
 func (t *Table) locate() {
 	t.node = t.given
+	if t.node.Primary {
+		t.node.Addresses = firstOfEachFamily(t.node.Addresses)
+	}
 	if t.self == nil {
 		return
 	}
 	if t.node.Zone == "" {
 		t.node.Zone = t.self.Zone
 	}
-	if len(t.node.Addresses) == 0 {
+	if t.node.Primary {
+		t.node.Addresses = firstOfEachFamily(t.self.Addresses)
+	} else if len(t.node.Addresses) == 0 && !t.node.Chosen {
 		t.node.Addresses = t.self.Addresses
+	}
+	for _, addr := range t.self.Addresses {
+		if !slices.Contains(t.node.Own, addr) {
+			t.node.Own = append(slices.Clip(t.node.Own), addr)
+		}
 	}
 	if len(t.node.PodCIDRs) == 0 {
 		t.node.PodCIDRs = t.self.PodCIDRs
 	}
 }
+
+func firstOfEachFamily(addrs []netip.Addr) (first []netip.Addr) {
+	for _, v4 := range []bool{true, false} {
+		if i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return a.Is4() == v4 }); i >= 0 {
+			first = append(first, addrs[i])
+		}
+	}
+	return first
+}
+
+// NodeAddresses are those that node ports are served on.
+func (t *Table) NodeAddresses() []netip.Addr { return t.node.Addresses }
+
+// NodeAddressesChosen tells whether NodeAddresses are a choice among the node's.
+func (t *Table) NodeAddressesChosen() bool { return t.node.Chosen || t.node.Primary }
 
 func (t *Table) setService(name model.Name, s *model.Service) {
 	if at, ok := t.chosen[name]; ok {

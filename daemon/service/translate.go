@@ -24,6 +24,12 @@ type NodeContext struct {
 	Zone      string
 	Addresses []netip.Addr
 	PodCIDRs  []netip.Prefix
+	// Chosen says that Addresses are a choice: where it is empty, no node port is served.
+	Chosen bool
+	// Own are all addresses of the node, known from its uplinks or its object.
+	Own []netip.Addr
+	// Primary takes, of Addresses, the Node object's first of each family.
+	Primary bool
 	// A node port outside of these is not served; 0 allows all.
 	NodePortFirst, NodePortLast uint16
 	// Standalone nodes have no controllers beside them: a service with a
@@ -77,6 +83,8 @@ func translate(s *model.Service, parts []*model.EndpointSlice, pods []LocalPod, 
 		t.foreign("spec.externalIPs", s.ExternalIPs)
 		t.foreign("status.loadBalancer.ingress", s.LoadBalancerIPs)
 	}
+	t.misplaced("spec.externalIPs", s.ExternalIPs)
+	t.misplaced("status.loadBalancer.ingress", s.LoadBalancerIPs)
 	slices.SortStableFunc(t.frontends, func(a, b model.Frontend) int { return cmp.Compare(rank(a.Kind), rank(b.Kind)) })
 	return t
 }
@@ -115,6 +123,23 @@ func (t *translation) foreign(field string, addrs []netip.Addr) {
 	for _, addr := range addrs {
 		if !t.families[family(addr)] {
 			t.problem(field, "%s is not served: the service has no ClusterIP of its family", addr)
+		}
+	}
+}
+
+// misplaced reports addresses that somebody else has already. They are served:
+// that is what the API has accepted, and what kube-proxy does.
+func (t *translation) misplaced(field string, addrs []netip.Addr) {
+	for _, addr := range addrs {
+		if !t.families[family(addr)] {
+			continue
+		}
+		if slices.ContainsFunc(t.node.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(addr) }) {
+			t.problem(field, "%s is an address for pods: a pod that gets it is not reached on the ports of the service", addr)
+		}
+		// A load balancer may well be the nodes themselves.
+		if field == "spec.externalIPs" && slices.Contains(t.node.Own, addr) {
+			t.problem(field, "%s is the address of node %s itself, whose own servers are not reached on the ports of the service", addr, t.node.Name)
 		}
 	}
 }
@@ -169,7 +194,11 @@ func (t *translation) port(p *model.ServicePort) {
 		case p.NodePort < t.node.NodePortFirst || t.node.NodePortLast != 0 && p.NodePort > t.node.NodePortLast:
 			t.problem(field("nodePort"), "%d is outside of nodePort.range %d-%d and not served", p.NodePort, t.node.NodePortFirst, t.node.NodePortLast)
 		case len(t.node.Addresses) == 0:
-			t.problem(field("nodePort"), "%d is not served: no address of this node is known", p.NodePort)
+			why := "no address of this node is known"
+			if t.node.Chosen {
+				why = "this node has no address that nodePort.addresses names"
+			}
+			t.problem(field("nodePort"), "%d is not served: %s", p.NodePort, why)
 		default:
 			for _, addr := range t.node.Addresses {
 				outside(model.NodePort, addr, p.NodePort)

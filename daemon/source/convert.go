@@ -25,6 +25,8 @@ import (
 const (
 	labelProxyName = "service.kubernetes.io/service-proxy-name"
 	labelHeadless  = corev1.IsHeadlessService
+	// What the cluster's autoscaler marks a node with before it removes it.
+	taintToBeDeleted = "ToBeDeletedByClusterAutoscaler"
 )
 
 const defaultAffinityTimeout = 3 * time.Hour // v1.DefaultClientIPServiceAffinitySeconds
@@ -572,6 +574,7 @@ func convertNamespace(o *corev1.Namespace) *model.Namespace {
 
 func convertNode(o *corev1.Node, r *report) *model.Node {
 	n := &model.Node{Name: o.Name, Labels: o.Labels, Zone: intern(o.Labels[corev1.LabelTopologyZone])}
+	n.Leaving = o.DeletionTimestamp != nil || slices.ContainsFunc(o.Spec.Taints, func(t corev1.Taint) bool { return t.Key == taintToBeDeleted })
 	for _, kind := range []corev1.NodeAddressType{corev1.NodeInternalIP, corev1.NodeExternalIP} {
 		for i, a := range o.Status.Addresses {
 			if a.Type != kind || r.skips("status.addresses", i) {

@@ -35,6 +35,7 @@ var arrows = []arrow{
 	// Pure functions to desired state.
 	{"daemon/service", []string{"daemon/model"}, nil},
 	{"daemon/policy", []string{"daemon/model"}, nil},
+	{"daemon/health", []string{"daemon/model"}, nil},
 	{"daemon/source", []string{"daemon/model"}, []string{"*"}},
 	{"daemon/node", []string{"daemon/model"}, []string{"*"}},
 	{"daemon/endpoint", []string{"daemon/model", "daemon/api"}, []string{"*"}},
