@@ -31,7 +31,7 @@ type daemon struct {
 	endpoints *endpoint.Registry
 	services  *services
 	policies  *policies
-	cluster   *source.Kubernetes // nil: standalone
+	cluster   *source.Kubernetes  // nil: standalone
 	where     service.NodeContext // as the services' table has it
 	// remembered says that an earlier run's state is in the datapath and its
 	// pod ranges are known, so that pods can be added before the API answers.
