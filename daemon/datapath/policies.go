@@ -321,26 +321,22 @@ func (p *policies) compareAddresses(state, u *policy.Update) error {
 }
 
 func (p *policies) compareEndpoints(state, u *policy.Update) error {
-	var key uint32
-	var value bpf.EndpointPolicy
-	entries := p.bpf.Policies.Iterate()
-	for entries.Next(&key, &value) {
-		want, known := state.Endpoints[key]
-		have := policy.EndpointPolicy{
-			policy.Ingress: policy.ID(value.Ruleset[bpf.PolicyIngress]),
-			policy.Egress:  policy.ID(value.Ruleset[bpf.PolicyEgress]),
+	return scan(p.bpf.Policies, func(keys []uint32, values []bpf.EndpointPolicy) bool {
+		for i, id := range keys {
+			want, known := state.Endpoints[id]
+			have := policy.EndpointPolicy{
+				policy.Ingress: policy.ID(values[i].Ruleset[bpf.PolicyIngress]),
+				policy.Egress:  policy.ID(values[i].Ruleset[bpf.PolicyEgress]),
+			}
+			switch {
+			case !known && have != policy.EndpointPolicy{}:
+				u.GoneEndpoints = append(u.GoneEndpoints, id)
+			case known && want == have:
+				delete(u.Endpoints, id)
+			}
 		}
-		switch {
-		case !known && have != policy.EndpointPolicy{}:
-			u.GoneEndpoints = append(u.GoneEndpoints, key)
-		case known && want == have:
-			delete(u.Endpoints, key)
-		}
-	}
-	if err := entries.Err(); err != nil {
-		return fmt.Errorf("read mooring_policies: %w", err)
-	}
-	return nil
+		return true
+	})
 }
 
 // PolicyDrops counts what each ruleset denied since its counter was made.

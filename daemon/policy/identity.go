@@ -191,27 +191,21 @@ func comparePrefixes(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
-// newAtlas numbers the lists and draws the regions. A prefix stands for those
-// of its addresses that no longer prefix in the atlas holds.
+// newAtlas draws the regions. A prefix stands for those of its addresses that no
+// longer prefix in the atlas holds.
 func newAtlas(lists map[string]*blockList) *atlas {
 	type mention struct {
 		block, list int
 		except      bool
 	}
 	mentions := map[netip.Prefix][]mention{everyV4: nil, everyV6: nil}
-	contents := make([]string, 0, len(lists))
-	for content := range lists {
-		contents = append(contents, content)
-	}
-	slices.Sort(contents)
-	blocks := 0
-	for i, content := range contents {
-		list := lists[content]
-		list.index = i
+	blocks, highest := 0, -1
+	for _, list := range lists {
+		highest = max(highest, list.index)
 		for _, b := range list.blocks {
-			mentions[b.CIDR] = append(mentions[b.CIDR], mention{blocks, i, false})
+			mentions[b.CIDR] = append(mentions[b.CIDR], mention{blocks, list.index, false})
 			for _, e := range b.Except {
-				mentions[e] = append(mentions[e], mention{blocks, i, true})
+				mentions[e] = append(mentions[e], mention{blocks, list.index, true})
 			}
 			blocks++
 		}
@@ -230,7 +224,7 @@ func newAtlas(lists map[string]*blockList) *atlas {
 	}
 	var stack []opened
 	open := make([]bool, blocks)
-	count := make([]int, len(contents))
+	count := make([]int, highest+1)
 	var holding set
 	turn := func(m mention, on bool) {
 		open[m.block] = on

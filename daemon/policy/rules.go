@@ -155,7 +155,6 @@ type ruleset struct {
 	common    [groups]ID       // the profile of most identities when it was first evaluated
 	verdicts  map[*identity]ID // profiles of those that have another
 	profiles  map[string]ID    // by the rules that match and, for names, the ports declared
-	hasBlocks bool             // some rule has blocks
 	users     int
 }
 
@@ -180,7 +179,6 @@ func describe(d Direction, sources []*source, closed bool, declared []model.Cont
 		fmt.Fprintf(&b, "%s %q %d %t\n", source.tier, source.name, source.priority, source.isolates[d])
 		for _, r := range source.rules[d] {
 			s.named = s.named || r.names()
-			s.hasBlocks = s.hasBlocks || len(r.blocks) > 0
 			b.WriteString(r.content)
 			b.WriteByte('\n')
 		}

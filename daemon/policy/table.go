@@ -58,18 +58,19 @@ type Table struct {
 	claims    map[netip.Addr]*claims
 	addresses map[netip.Prefix]*identity
 
-	numbers    *numbers
-	identities map[string]*identity
-	byIndex    []*identity
-	indices    pool
-	terms      map[string]*term
-	nearTerms  map[string]map[*term]bool // of one namespace's pods
-	farTerms   map[*term]bool
-	lists      map[string]*blockList
-	redraw     bool // lists changed
-	atlas      *atlas
-	rulesets   map[string]*ruleset
-	profiles   map[ID]*profileState
+	numbers     *numbers
+	identities  map[string]*identity
+	byIndex     []*identity
+	indices     pool
+	terms       map[string]*term
+	nearTerms   map[string]map[*term]bool // of one namespace's pods
+	farTerms    map[*term]bool
+	lists       map[string]*blockList
+	listIndices pool
+	redraw      bool // lists changed
+	atlas       *atlas
+	rulesets    map[string]*ruleset
+	profiles    map[ID]*profileState
 
 	update *Update
 	dirty  struct {
@@ -497,8 +498,7 @@ func (t *Table) settle() *Update {
 		t.releaseRuleset(s)
 	}
 	t.dropRulesets()
-	redrawn := t.redraw
-	if redrawn {
+	if t.redraw {
 		t.draw()
 	}
 	for addr := range t.dirty.addresses {
@@ -506,7 +506,7 @@ func (t *Table) settle() *Update {
 	}
 	t.dropIdentities()
 	for _, s := range t.rulesets {
-		if !s.evaluated || redrawn && s.hasBlocks {
+		if !s.evaluated {
 			t.evaluate(s)
 		}
 	}
@@ -631,6 +631,7 @@ func (t *Table) dropRulesets() {
 			if list := s.rules[i].blocks; list != nil {
 				if list.users--; list.users == 0 {
 					delete(t.lists, list.content)
+					t.listIndices.give(list.index)
 					t.redraw = true
 				}
 			}
@@ -704,7 +705,7 @@ func (t *Table) useList(blocks []*model.IPBlock) *blockList {
 	content := blockContent(blocks)
 	list := t.lists[content]
 	if list == nil {
-		list = &blockList{content: content, blocks: blocks}
+		list = &blockList{content: content, blocks: blocks, index: t.listIndices.take()}
 		t.lists[content] = list
 		t.redraw = true
 	}
@@ -712,7 +713,9 @@ func (t *Table) useList(blocks []*model.IPBlock) *blockList {
 	return list
 }
 
-// draw divides the address space anew and places every address in it.
+// draw divides the address space anew and places every address in it. Which
+// lists hold a region of some name depends on nothing but these lists, so verdicts
+// on identities that stay, stay.
 func (t *Table) draw() {
 	before := t.atlas
 	t.atlas = newAtlas(t.lists)
@@ -911,12 +914,9 @@ func (s *ruleset) pairs() iter.Seq2[Pair, ID] {
 	}
 }
 
-// evaluate computes a ruleset's verdicts for every identity. It walks the
+// evaluate computes a ruleset's verdicts for every identity, once. It walks the
 // members of each rule, so rules that match few cost little.
 func (t *Table) evaluate(s *ruleset) {
-	before := s.profiles
-	s.profiles = make(map[string]ID)
-
 	// matched[i] is the set of rules that match identity i, as a node in a
 	// tree of such sets.
 	type edge struct{ set, rule int }
@@ -951,48 +951,57 @@ func (t *Table) evaluate(s *ruleset) {
 			}
 		}
 	}
+	// Identities that the same rules match have one result, unless names of ports
+	// are other ports in each.
+	byName := s.named && s.direction == Egress
 	results := make([]ID, len(t.byIndex))
 	shared := make([]ID, len(sets))
 	known := make([]bool, len(sets))
-	var count [groups]map[ID]int
+	tally := make([][groups]int, len(sets))
+	count := [groups]map[ID]int{{}, {}, {}, {}}
 	for i, identity := range t.byIndex {
 		if identity == nil || identity.class.kind == self {
 			continue
 		}
 		set := matched[i]
-		if !known[set] || s.named {
-			shared[set], known[set] = t.profileFor(s, sets[set], identity.class.named), true
+		if byName {
+			results[i] = t.profileFor(s, sets[set], identity.class.named)
+			count[identity.id%groups][results[i]]++
+			continue
+		}
+		if !known[set] {
+			shared[set], known[set] = t.profileFor(s, sets[set], nil), true
 		}
 		results[i] = shared[set]
-		group := identity.id % groups
-		if count[group] == nil {
-			count[group] = make(map[ID]int)
-		}
-		count[group][results[i]]++
+		tally[set][identity.id%groups]++
 	}
-	if !s.evaluated {
-		s.evaluated = true
-		for group := range count {
-			common := None
-			for id, n := range count[group] {
-				if n > count[group][common] || n == count[group][common] && id < common {
-					common = id
-				}
+	for set := range tally {
+		for group, n := range tally[set] {
+			if n > 0 {
+				count[group][shared[set]] += n
 			}
-			if common != None {
-				s.common[group] = common
-				t.update.Verdicts[Pair{s.id, ID(group).Common()}] = common
+		}
+	}
+	for group := range count {
+		common := None
+		for id, n := range count[group] {
+			if n > count[group][common] || n == count[group][common] && id < common {
+				common = id
 			}
+		}
+		if common != None {
+			s.common[group] = common
+			t.update.Verdicts[Pair{s.id, ID(group).Common()}] = common
 		}
 	}
 	for i, identity := range t.byIndex {
-		if identity != nil && identity.class.kind != self {
-			t.setVerdict(s, identity, results[i])
+		if identity == nil || identity.class.kind == self || results[i] == s.common[identity.id%groups] {
+			continue
 		}
+		s.verdicts[identity] = results[i]
+		t.update.Verdicts[Pair{s.id, identity.id}] = results[i]
 	}
-	for _, profile := range before {
-		t.releaseProfile(profile)
-	}
+	s.evaluated = true
 }
 
 // State is everything there is, as the update that writes it from nothing.

@@ -5,12 +5,16 @@ package bench
 import (
 	"fmt"
 	"net/netip"
+	"strings"
+	"time"
 
 	"github.com/mooring-cni/mooring/conf"
 	"github.com/mooring-cni/mooring/daemon/datapath"
 	"github.com/mooring-cni/mooring/daemon/model"
 	"github.com/mooring-cni/mooring/daemon/policy"
+	"github.com/mooring-cni/mooring/test/netns"
 	"github.com/mooring-cni/mooring/test/packet"
+	"github.com/mooring-cni/mooring/test/reachability"
 )
 
 func init() {
@@ -19,6 +23,11 @@ func init() {
 		Title: "ns/packet of network policy at a pod's interface, measured as in packet: between two pods of a node,\n" +
 			"  with as many rules on the egress of the one as on the ingress of the other, of which the last allows the packet",
 		Measure: measurePolicy,
+	})
+	Register(Set{
+		Name:    "policies",
+		Title:   "1,000 policies, 5,000 pods, 200 namespaces, 250 of the pods on this node: until everything, or what one change\n  makes different, is computed and in the maps; and what the maps take",
+		Measure: measurePolicies,
 	})
 }
 
@@ -142,16 +151,80 @@ func (p *pair) enforce(b *B, rules int) {
 	table := policy.NewTable(policy.Config{Node: "here", Mode: policy.Default, Standalone: true})
 	table.ApplyEndpoints(endpoints)
 	table.Apply(c)
-	var manager *datapath.Manager
-	err := p.Do(func() (err error) {
-		manager, err = datapath.New(datapath.Options{BPFFS: p.BPFFS, MaxEntries: p.CT.MaxEntries(), Timeouts: conf.Default().Conntrack.Timeouts, Hook: "off", Policy: true})
-		return err
-	})
-	if err != nil {
-		b.Fatalf("adopt the datapath of %s: %v", p.Name(), err)
-	}
+	manager := manage(b, p.Node.Node, p.CT.MaxEntries())
 	defer manager.Close()
 	if err := manager.SyncPolicy(table.State()); err != nil {
 		b.Fatalf("write policies: %v", err)
 	}
+}
+
+// manage has a node's datapath managed as by the daemon.
+func manage(b *B, n *netns.Node, entries uint32) *datapath.Manager {
+	b.Helper()
+	var manager *datapath.Manager
+	err := n.Do(func() (err error) {
+		manager, err = datapath.New(datapath.Options{BPFFS: n.BPFFS, MaxEntries: entries, Timeouts: conf.Default().Conntrack.Timeouts, Hook: "off", Policy: true})
+		return err
+	})
+	if err != nil {
+		b.Fatalf("open the datapath of %s: %v", n.Name(), err)
+	}
+	return manager
+}
+
+func measurePolicies(b *B) {
+	c, endpoints := reachability.Large()
+	var table *policy.Table
+	var manager *datapath.Manager
+	var bpffs string
+	memory := func() float64 {
+		bytes, err := reachability.MapMemory(bpffs)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return float64(bytes) / (1 << 20)
+	}
+	var computed, written, full, empty []float64
+	for range min(b.Rounds, 5) {
+		if manager != nil {
+			manager.Close()
+		}
+		n := netns.NewNode(b)
+		manager, bpffs = manage(b, n, 4096), n.BPFFS
+		empty = append(empty, memory())
+		began := time.Now()
+		table = policy.NewTable(policy.Config{Node: "here", Mode: policy.Default, Standalone: true})
+		table.ApplyEndpoints(endpoints)
+		table.Apply(c)
+		computed = append(computed, time.Since(began).Seconds())
+		if err := manager.SyncPolicy(table.State()); err != nil {
+			b.Fatal(err)
+		}
+		written = append(written, time.Since(began).Seconds())
+		full = append(full, memory())
+	}
+	defer func() { manager.Close() }()
+	b.Add(Contestant{Name: "everything computed", Unit: "s"}, computed)
+	b.Add(Contestant{Name: "everything computed and written", Unit: "s", Bound: Bound{Most: 5, InsteadOfBest: true}}, written)
+	changes := reachability.LargeChanges(c)
+	var contestants []Contestant
+	turn := make([]int, len(changes))
+	for i, change := range changes {
+		one := Contestant{Name: change.Name + " computed and written", Unit: "ms", Once: func() float64 {
+			turn[i]++
+			next := change.Turn(turn[i])
+			began := time.Now()
+			if err := manager.ApplyPolicy(table.Apply(next)); err != nil {
+				b.Fatal(err)
+			}
+			return float64(time.Since(began)) / float64(time.Millisecond)
+		}}
+		if strings.HasPrefix(change.Name, "a label") {
+			one.Bound = Bound{Most: 100, InsteadOfBest: true}
+		}
+		contestants = append(contestants, one)
+	}
+	b.Compare(contestants...)
+	b.Add(Contestant{Name: "memory of the five maps", Unit: "MiB"}, full)
+	b.Add(Contestant{Name: "memory of the five maps when empty", Unit: "MiB"}, empty)
 }
