@@ -12,7 +12,20 @@ import (
 // Shape says how large a made-up world is.
 type Shape struct {
 	Namespaces, Pods, Policies, ClusterPolicies int
+	// Places, where given, are what there really is: Pods without labels and
+	// ports, in namespaces that NamespaceName names. Here is the first node.
+	Places *Places
 }
+
+// Places are addresses that are somebody's.
+type Places struct {
+	Pods    []Pod
+	Nodes   []Node
+	Outside []netip.Addr
+}
+
+// NamespaceName is that of a world's i-th namespace.
+func NamespaceName(i int) string { return fmt.Sprintf("ns%d", i) }
 
 // Ports are what generated packets go to; generated policies name some of
 // them, their neighbours and ranges around them.
@@ -25,30 +38,23 @@ type generator struct{ *rand.Rand }
 // Generate makes a world from a seed: the same one for the same seed.
 func Generate(seed uint64, shape Shape) *World {
 	g := generator{rand.New(rand.NewPCG(seed, 0x6d6f6f72))}
-	w := &World{Here: "here"}
+	w := &World{}
 	for i := range shape.Namespaces {
-		w.Namespaces = append(w.Namespaces, Namespace{Meta{Name: fmt.Sprintf("ns%d", i), Labels: g.labels()}})
+		w.Namespaces = append(w.Namespaces, Namespace{Meta{Name: NamespaceName(i), Labels: g.labels()}})
 	}
-	w.Nodes = []Node{
-		{Meta{Name: "here"}, []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8:2::1")}},
-		{Meta{Name: "there", Labels: g.labels()}, []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8:2::2")}},
-		{Meta{Name: "elsewhere", Labels: g.labels()}, []netip.Addr{netip.MustParseAddr("192.0.2.3"), netip.MustParseAddr("2001:db8:2::3")}},
+	places := shape.Places
+	if places == nil {
+		places = g.places(w, shape.Pods)
 	}
-	for _, a := range []string{"203.0.113.1", "203.0.113.129", "203.0.113.200", "198.51.100.7", "2001:db8::1", "2001:db8:0:1::1", "2001:db8:f::1"} {
-		w.Outside = append(w.Outside, netip.MustParseAddr(a))
-	}
-	for i := range shape.Pods {
-		p := Pod{
-			Meta: Meta{Name: fmt.Sprintf("pod%d", i), Namespace: w.Namespaces[g.IntN(len(w.Namespaces))].Meta.Name, Labels: g.labels()},
-			Node: "here",
-			Addrs: []netip.Addr{
-				netip.AddrFrom4([4]byte{10, 244, byte(i / 200), byte(10 + i%200)}),
-				netip.AddrFrom16([16]byte{0xfd, 0, 0, 0x10, 0x02, 0x44, 14: byte(i / 200), 15: byte(10 + i%200)}),
-			},
+	w.Here, w.Outside = places.Nodes[0].Meta.Name, places.Outside
+	for i, n := range places.Nodes {
+		if i > 0 {
+			n.Meta.Labels = g.labels()
 		}
-		if i%4 == 3 {
-			p.Node = "there"
-		}
+		w.Nodes = append(w.Nodes, n)
+	}
+	for _, p := range places.Pods {
+		p.Meta.Labels = g.labels()
 		// The same name is another port, or another protocol, in another pod.
 		for _, name := range []string{"http", "dns"} {
 			if g.IntN(3) > 0 {
@@ -64,6 +70,29 @@ func Generate(seed uint64, shape Shape) *World {
 		w.ClusterPolicies = append(w.ClusterPolicies, g.clusterPolicy(w, i))
 	}
 	return w
+}
+
+// places makes addresses up: of three pods in four on the first node.
+func (g generator) places(w *World, pods int) *Places {
+	p := &Places{Nodes: []Node{
+		{Meta{Name: "here"}, []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8:2::1")}},
+		{Meta{Name: "there"}, []netip.Addr{netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("2001:db8:2::2")}},
+		{Meta{Name: "elsewhere"}, []netip.Addr{netip.MustParseAddr("192.0.2.3"), netip.MustParseAddr("2001:db8:2::3")}},
+	}}
+	for _, a := range []string{"203.0.113.1", "203.0.113.129", "203.0.113.200", "198.51.100.7", "2001:db8::1", "2001:db8:0:1::1", "2001:db8:f::1"} {
+		p.Outside = append(p.Outside, netip.MustParseAddr(a))
+	}
+	for i := range pods {
+		p.Pods = append(p.Pods, Pod{
+			Meta: Meta{Name: fmt.Sprintf("pod%d", i), Namespace: pick(g, w.Namespaces...).Meta.Name},
+			Node: p.Nodes[i%4/3].Meta.Name,
+			Addrs: []netip.Addr{
+				netip.AddrFrom4([4]byte{10, 244, byte(i / 200), byte(10 + i%200)}),
+				netip.AddrFrom16([16]byte{0xfd, 0, 0, 0x10, 0x02, 0x44, 14: byte(i / 200), 15: byte(10 + i%200)}),
+			},
+		})
+	}
+	return p
 }
 
 // Packets lists one packet for each pair of addresses of a family, of which one

@@ -5,6 +5,7 @@
 package reachability
 
 import (
+	"os"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/mooring-cni/mooring/daemon/model"
 	"github.com/mooring-cni/mooring/daemon/policy"
 	"github.com/mooring-cni/mooring/test/netns"
+	"github.com/mooring-cni/mooring/test/scenario"
 )
 
 // stage is a node with the datapath and the computation, without a daemon.
@@ -72,6 +74,12 @@ func (s *stage) passes(t testing.TB, k Packet) bool {
 		t.Fatal(err)
 	}
 	return passes
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	scenario.RemovePrograms()
+	os.Exit(code)
 }
 
 func TestProgramsAgreeWithTheReference(t *testing.T) {
