@@ -109,6 +109,10 @@ generate-check: ## what is committed is what the sources make
 	@before=$$(sha256sum $(GENERATED)) && $(MAKE) -s generate && diff <(echo "$$before") <(sha256sum $(GENERATED)) || \
 		{ echo "generated files differ from their sources (> now): commit what make generate writes" >&2; exit 1; }
 
+.PHONY: manifests
+manifests: ## conf/kubernetes/*.yaml from the Helm chart beside them
+	conf/kubernetes/render.sh conf/kubernetes
+
 .PHONY: clean
 clean: ## what was built
 	rm -rf $(BIN) .cache/demo .cache/bench bench.json

@@ -39,13 +39,14 @@ directory. When no pod is left, --state removes that too.`,
 	}
 	bpffs := command.Flags().String("bpffs", "", "pin root of the daemon; from its node file beside the socket when not given")
 	force := command.Flags().Bool("force", false, "clean up although the daemon runs")
+	wait := command.Flags().Duration("wait", 0, "how long to wait for a daemon that is being stopped")
 	state := command.Flags().Bool("state", false, "remove the state directory too: addresses given, endpoints")
 	command.RunE = func(cmd *cobra.Command, _ []string) error {
 		if os.Geteuid() != 0 {
 			return errors.New("cleanup: only root can remove what mooringd made: run it as root")
 		}
 		if !*force {
-			if err := c.refuseWhileRunning(cmd.Context()); err != nil {
+			if err := c.refuseWhileRunning(cmd.Context(), *wait); err != nil {
 				return err
 			}
 		}
@@ -62,14 +63,20 @@ directory. When no pod is left, --state removes that too.`,
 }
 
 // refuseWhileRunning fails when a daemon answers, and when one may be there
-// that does not.
-func (c *client) refuseWhileRunning(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	if _, err := c.api().Node(ctx); !api.IsNotRunning(err) {
-		return fmt.Errorf("cleanup: mooringd runs on %s and would make everything anew: stop it first (systemctl stop mooringd), or use --force", c.socket)
+// that does not, for as long as it may be waited for.
+func (c *client) refuseWhileRunning(ctx context.Context, wait time.Duration) error {
+	for end := time.Now().Add(wait); ; {
+		asking, cancel := context.WithTimeout(ctx, 3*time.Second)
+		_, err := c.api().Node(asking)
+		cancel()
+		if api.IsNotRunning(err) {
+			return nil
+		}
+		if time.Now().After(end) || ctx.Err() != nil {
+			return fmt.Errorf("cleanup: mooringd runs on %s and would make everything anew: stop it first (systemctl stop mooringd), or use --force", c.socket)
+		}
+		time.Sleep(200 * time.Millisecond)
 	}
-	return nil
 }
 
 // locate says where the daemon of this socket kept its things. Its node file

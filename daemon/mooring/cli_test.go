@@ -359,6 +359,15 @@ func TestCleanupSparesARunningDaemon(t *testing.T) {
 	if code != 1 || !strings.Contains(stderr, "systemctl stop mooringd") || !strings.Contains(stderr, "--force") {
 		t.Errorf("exit %d, %s", code, stderr)
 	}
+	socket := filepath.Join(t.TempDir(), "mooring.sock")
+	l, err := api.Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(300*time.Millisecond, func() { l.Close() })
+	if err := (&client{socket: socket}).refuseWhileRunning(t.Context(), time.Minute); err != nil {
+		t.Errorf("of a daemon that is being stopped: %v", err)
+	}
 	if err := removePins(t.TempDir()); err == nil || !strings.Contains(err.Error(), "not in a BPF file system") {
 		t.Errorf("pins in a directory that is none: %v", err)
 	}

@@ -21,6 +21,8 @@ type Image struct {
 	Names      []string          // "registry.example/mooring/app:1"
 	Files      map[string]string // static binaries of this machine, by their place in the image
 	Entrypoint []string
+
+	Environment []string // PATH=/bin:/ when there is none
 }
 
 // A descriptor is OCI's reference to a blob.
@@ -50,10 +52,14 @@ func (i Image) Write(path string) error {
 	if err != nil {
 		return fmt.Errorf("image %s: %w", i.Names[0], err)
 	}
+	environment := i.Environment
+	if environment == nil {
+		environment = []string{"PATH=/bin:/"}
+	}
 	platform := map[string]string{"architecture": runtime.GOARCH, "os": "linux"}
 	config, err := archive.object("application/vnd.oci.image.config.v1+json", map[string]any{
 		"architecture": platform["architecture"], "os": platform["os"],
-		"config": map[string]any{"Entrypoint": i.Entrypoint, "Env": []string{"PATH=/bin:/"}, "WorkingDir": "/"},
+		"config": map[string]any{"Entrypoint": i.Entrypoint, "Env": environment, "WorkingDir": "/"},
 		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{l.Digest}},
 	})
 	if err != nil {

@@ -45,6 +45,18 @@ type Cluster struct {
 // nodes register, and become ready when a CNI configuration is installed.
 func Start(t netns.T, n int) *Cluster {
 	t.Helper()
+	return start(t, n, false)
+}
+
+// StartHosts is Start for pods that mount directories of their node: each node
+// has its own under the names that Host gives.
+func StartHosts(t netns.T, n int) *Cluster {
+	t.Helper()
+	return start(t, n, true)
+}
+
+func start(t netns.T, n int, hosts bool) *Cluster {
+	t.Helper()
 	root, err := containerd.ModuleRoot()
 	if err != nil {
 		t.Fatalf("%v", err)
@@ -58,7 +70,7 @@ func Start(t netns.T, n int) *Cluster {
 	}
 	c.startControlPlane()
 	for range n {
-		c.addNode()
+		c.addNode(hosts)
 	}
 	return c
 }
@@ -209,10 +221,20 @@ type Node struct {
 	kubelet *netns.Process
 }
 
-func (c *Cluster) addNode() {
+// Host is where every node has a directory of its own: "bin" and "net.d" of the
+// runtime, "run", "state", "bpf", and "cgroup".
+func (c *Cluster) Host(name string) string { return c.path("host", name) }
+
+func (c *Cluster) addNode(hosts bool) {
 	c.t.Helper()
 	n := &Node{Node: c.Outside.Node(c.t), cluster: c}
+	if hosts {
+		n.OwnMounts(c.t)
+	}
 	n.Runtime = containerd.Start(c.t, n.Node, c.Programs)
+	if hosts {
+		n.bindHost()
+	}
 	if err := n.configure(); err != nil {
 		c.t.Fatalf("configure the kubelet of %s: %v", n.NodeName, err)
 	}
@@ -223,6 +245,23 @@ func (c *Cluster) addNode() {
 		out, err := c.Try("get", "node", n.NodeName, "-o", "jsonpath={.spec.podCIDRs}")
 		return err == nil && strings.Contains(out, n.PodCIDRs[0].String())
 	})
+}
+
+// bindHost shows the node's directories where Host says.
+func (n *Node) bindHost() {
+	t := n.cluster.t
+	t.Helper()
+	run := filepath.Join(n.Dir, "run")
+	for name, directory := range map[string]string{
+		"bin": n.Runtime.BinDir, "net.d": n.Runtime.ConfDir, "run": run, "state": n.StateDir, "bpf": n.BPFFS, "cgroup": n.Runtime.Cgroup.Path,
+	} {
+		for _, path := range []string{run, n.cluster.Host(name)} {
+			if err := os.MkdirAll(path, 0o755); err != nil {
+				t.Fatalf("make %s: %v", n.NodeName, err)
+			}
+		}
+		n.Bind(t, directory, n.cluster.Host(name))
+	}
 }
 
 func (n *Node) path(parts ...string) string {

@@ -31,7 +31,7 @@ func rights(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	manifest, err := os.ReadFile(filepath.Join(root, "conf", "kubernetes", "rbac.yaml"))
+	manifest, err := os.ReadFile(filepath.Join(root, "conf", "kubernetes", "mooring.yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}

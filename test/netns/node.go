@@ -45,6 +45,8 @@ type Node struct {
 	Socket   string // Dir/mooring.sock
 	StateDir string // Dir/state
 	BPFFS    string // Dir/bpf, a BPF filesystem
+
+	mounts string // its mount namespace; none: the machine's
 }
 
 // NewNode makes a node whose uplink ends at an Outside of its own.

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build root
+
+package kubernetes
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/mooring-cni/mooring/daemon/api"
+	"github.com/mooring-cni/mooring/test/containerd"
+	"github.com/mooring-cni/mooring/test/netns"
+)
+
+func TestPlainManifestsAreTheCharts(t *testing.T) {
+	root, err := containerd.ModuleRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	directory, now := filepath.Join(root, "conf", "kubernetes"), t.TempDir()
+	if out, err := exec.Command(filepath.Join(directory, "render.sh"), now).CombinedOutput(); err != nil {
+		t.Fatalf("render.sh: %v: %s", err, out)
+	}
+	for _, name := range []string{"mooring.yaml", "uninstall.yaml"} {
+		committed, err := os.ReadFile(filepath.Join(directory, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rendered, err := os.ReadFile(filepath.Join(now, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(rendered), string(committed)); diff != "" {
+			t.Errorf("%s is not what the chart makes (make manifests writes it):\n%s", name, diff)
+		}
+	}
+}
+
+// daemonPods are the DaemonSet's, with what keeps one from running.
+func (c *Cluster) daemonPods() string {
+	out, _ := c.Try("-n", "kube-system", "get", "pods", "-o", `jsonpath={range .items[*]}{.metadata.name} on {.spec.nodeName}: {.status.phase} {.status.message}{range .status.initContainerStatuses[*]} {.name}: {.state}{end}{range .status.containerStatuses[*]} {.name}: {.state} ready {.ready}{end}{"\n"}{end}`)
+	events, _ := c.Try("-n", "kube-system", "get", "events", "-o", `jsonpath={range .items[*]}{.involvedObject.name} {.reason}: {.message}{"\n"}{end}`)
+	return out + events
+}
+
+// installed waits until the DaemonSet's pods are ready.
+func (c *Cluster) installed(t *testing.T, name string) {
+	t.Helper()
+	if out, err := c.Try("-n", "kube-system", "rollout", "status", "daemonset/"+name, "--timeout=180s"); err != nil {
+		logs, _ := c.Try("-n", "kube-system", "logs", "daemonset/"+name, "--all-containers", "--tail=40")
+		t.Fatalf("%v %s\n%s\n%s", err, out, c.daemonPods(), logs)
+	}
+}
+
+func fileNames(t *testing.T, directory string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(directory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// The DaemonSet is all that installs Mooring here, from the chart and the image
+// that users have.
+func TestDaemonSet(t *testing.T) {
+	c := StartHosts(t, 2)
+	archive := c.Programs.MooringImage(t, mooringImage+":"+firstVersion, mooringImage+":"+nextVersion)
+	for _, n := range c.Nodes {
+		n.Runtime.Import(t, archive)
+		// The plugins are the DaemonSet's to bring, those of CNI too.
+		for _, name := range fileNames(t, n.Runtime.BinDir) {
+			if name != "loopback" {
+				if err := os.Remove(filepath.Join(n.Runtime.BinDir, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	socket := func(n *Node) string { return filepath.Join(n.Dir, "run", "mooring.sock") }
+
+	t.Run("a node is not ready while its daemon knows no services", func(t *testing.T) {
+		c.Apply(t, Chart(t, c.values(firstVersion, 6444, "")))
+		for _, n := range c.Nodes {
+			netns.Eventually(t, 2*time.Minute, n.NodeName+" has a daemon that serves nobody", func() bool {
+				node, err := api.NewClient(socket(n)).Node(t.Context())
+				return err == nil && !node.Ready
+			})
+		}
+		time.Sleep(3 * time.Second)
+		for _, n := range c.Nodes {
+			if names := fileNames(t, n.Runtime.ConfDir); len(names) > 0 {
+				t.Errorf("%s has %v", n.NodeName, names)
+			}
+			if ready, why := c.ready(n); ready {
+				t.Errorf("%s: %s", n.NodeName, why)
+			}
+		}
+		if t.Failed() {
+			t.Log(c.daemonPods())
+		}
+	})
+
+	t.Run("nodes become ready, with all plugins in place", func(t *testing.T) {
+		c.Kubectl(t, "-n", "kube-system", "delete", "daemonset/mooring", "--timeout=60s")
+		c.Apply(t, Chart(t, c.values(firstVersion, 6443, "")))
+		c.installed(t, "mooring")
+		for _, n := range c.Nodes {
+			c.Eventually(time.Minute, n.NodeName+" is ready", func() bool {
+				ready, _ := c.ready(n)
+				return ready
+			})
+			if diff := cmp.Diff([]string{"bandwidth", "loopback", "mooring-cni", "mooring-ipam", "portmap"}, fileNames(t, n.Runtime.BinDir)); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", n.NodeName, diff)
+			}
+			status, err := api.NewClient(socket(n)).Status(t.Context())
+			if err != nil || !status.Healthy || status.Hook.Mode == "off" {
+				t.Errorf("%s: %+v, %v", n.NodeName, status, err)
+			}
+		}
+	})
+
+	for _, n := range c.Nodes {
+		c.Apply(t, "apiVersion: v1\nkind: Pod\nmetadata: {name: client-"+n.NodeName+"}\nspec: "+app(n.NodeName, "serve"))
+	}
+	c.Apply(t, deployment("web", 2, "1")+`
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {clusterIP: 10.96.0.100, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+`)
+	clients := []string{"client-node-a", "client-node-b"}
+	c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=120s")
+	c.Kubectl(t, "wait", "--for=condition=Ready", "pod/client-node-a", "pod/client-node-b", "--timeout=60s")
+	for _, client := range clients {
+		c.reaches(t, client, "http://10.96.0.100/")
+	}
+
+	t.Run("a rolling update breaks no connection and leaves nodes ready", func(t *testing.T) {
+		const since = `{range .items[*]}{.status.conditions[?(@.type=="Ready")].lastTransitionTime} {end}`
+		before := c.Kubectl(t, "get", "nodes", "-o", "jsonpath="+since)
+		held := c.inBackground(clients, "hold", "-seconds", "60", "10.96.0.100:80")
+		loads := c.load(clients, "http://10.96.0.100/", 60)
+		start := time.Now()
+		c.Apply(t, Chart(t, c.values(nextVersion, 6443, "")))
+		c.installed(t, "mooring")
+		t.Logf("both nodes are updated after %v", time.Since(start).Round(time.Second))
+		images := strings.Fields(c.Kubectl(t, "-n", "kube-system", "get", "pods", "-l", "app.kubernetes.io/name=mooring", "-o", "jsonpath={.items[*].spec.containers[0].image}"))
+		if !slices.Equal(images, []string{mooringImage + ":" + nextVersion, mooringImage + ":" + nextVersion}) {
+			t.Errorf("the pods' images are %v", images)
+		}
+		loads.check(t)
+		held.check(t)
+		if after := c.Kubectl(t, "get", "nodes", "-o", "jsonpath="+since); after != before {
+			t.Errorf("nodes changed: ready since %s, before the update since %s", after, before)
+		}
+	})
+
+	t.Run("uninstalling leaves nothing on the nodes", func(t *testing.T) {
+		c.Kubectl(t, "delete", "deployment/web", "pod/client-node-a", "pod/client-node-b", "--timeout=90s")
+		c.Kubectl(t, "-n", "kube-system", "delete", "daemonset/mooring", "--wait=false")
+		c.Apply(t, Chart(t, c.values(nextVersion, 6443, "uninstall: true")))
+		c.installed(t, "mooring-uninstall")
+		for _, n := range c.Nodes {
+			if names := fileNames(t, n.Runtime.ConfDir); len(names) > 0 {
+				t.Errorf("%s has the configuration %v", n.NodeName, names)
+			}
+			if names := fileNames(t, n.Runtime.BinDir); slices.Contains(names, "mooring-cni") || slices.Contains(names, "mooring-ipam") {
+				t.Errorf("%s has the plugins %v", n.NodeName, names)
+			}
+			if names := fileNames(t, n.BPFFS); len(names) > 0 {
+				t.Errorf("%s has pins: %v", n.NodeName, names)
+			}
+			if names := fileNames(t, filepath.Join(n.Dir, "run")); len(names) > 0 {
+				t.Errorf("%s has in its run directory: %v", n.NodeName, names)
+			}
+			if left := n.Sh(t, "iptables-save; ip6tables-save; ip route show table all proto 77; ip -6 route show table all proto 77"); strings.Contains(left, "MOORING") || strings.Contains(left, "10.244") {
+				t.Errorf("%s has\n%s", n.NodeName, left)
+			}
+			c.Eventually(time.Minute, n.NodeName+" takes no pods", func() bool {
+				ready, why := c.ready(n)
+				return !ready && strings.Contains(why, "cni plugin not initialized")
+			})
+		}
+		c.Kubectl(t, "-n", "kube-system", "delete", "daemonset/mooring-uninstall", "--timeout=60s")
+	})
+}
