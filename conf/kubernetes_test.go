@@ -114,7 +114,7 @@ func TestDaemonRunsWithNamedCapabilities(t *testing.T) {
 				t.Errorf("container %s drops %s", c.Name, dropped)
 			}
 		}
-		if len(pod.Containers) != 1 || len(pod.InitContainers) != 2 || !pod.HostNetwork {
+		if len(pod.Containers) != 2 || len(pod.InitContainers) != 2 || !pod.HostNetwork {
 			t.Errorf("%d containers, %d before them, hostNetwork: %v", len(pod.Containers), len(pod.InitContainers), pod.HostNetwork)
 		}
 	}

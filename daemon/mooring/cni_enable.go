@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -28,14 +29,18 @@ a node is Ready only when its pods get addresses and services.
 
 A configuration that is there already and right is not touched, and not waited
 for. One that names a plugin that is not on the node is refused: no pod would
-start.`,
+start.
+
+With --stay it waits as long as it takes, and puts the configuration back when
+somebody has changed or removed it, until a signal comes.`,
 		Example: `  mooring cni enable --conflist conf/10-mooring.conflist
-  mooring cni enable --conflist /etc/mooring/10-mooring.conflist --bin /host/opt/cni/bin --conf /host/etc/cni/net.d --wait 5m`,
+  mooring cni enable --conflist /etc/mooring/10-mooring.conflist --bin /host/opt/cni/bin --conf /host/etc/cni/net.d --stay`,
 	}
 	conflist := command.Flags().String("conflist", "", "the configuration (required)")
 	bin := command.Flags().String("bin", defaultBinDir, "the runtime's directory of plugins")
 	netd := command.Flags().String("conf", defaultConfDir, "the runtime's directory of configurations")
 	wait := command.Flags().Duration("wait", 2*time.Minute, "how long to wait for the daemon")
+	stay := command.Flags().Bool("stay", false, "keep the configuration in place until a signal comes: for a container beside the daemon's")
 	command.RunE = func(cmd *cobra.Command, _ []string) error {
 		if *conflist == "" {
 			return usageError{errors.New("cni enable: --conflist says which configuration")}
@@ -47,26 +52,67 @@ start.`,
 		if err := checkConflist(content, *bin); err != nil {
 			return fmt.Errorf("cni enable: %s: %w", *conflist, err)
 		}
-		path := filepath.Join(*netd, conflistName)
-		if holds(path, content, conflistMode) {
-			fmt.Fprintf(cmd.OutOrStdout(), "%s is up to date\n", path)
+		e := enabler{client: c, out: cmd.OutOrStdout(), content: content, directory: *netd}
+		if *stay {
+			e.keep(cmd.Context())
 			return nil
 		}
-		if err := c.awaitReady(cmd.Context(), *wait); err != nil {
+		if e.inPlace() {
+			fmt.Fprintf(e.out, "%s is up to date\n", filepath.Join(*netd, conflistName))
+			return nil
+		}
+		if err := e.enable(cmd.Context(), *wait); err != nil {
 			return fmt.Errorf("cni enable: %w", err)
 		}
-		directory, err := openHostDirectory(*netd)
-		if err != nil {
-			return fmt.Errorf("cni enable: put %s into %s: %w", conflistName, *netd, err)
-		}
-		defer directory.Close()
-		if _, err := directory.put(conflistName, content, conflistMode); err != nil {
-			return fmt.Errorf("cni enable: put %s into %s: %w", conflistName, *netd, err)
-		}
-		fmt.Fprintf(cmd.OutOrStdout(), "%s installed\n", path)
 		return nil
 	}
 	return command
+}
+
+// enabler puts one configuration into one directory.
+type enabler struct {
+	client    *client
+	out       io.Writer
+	content   []byte
+	directory string
+}
+
+func (e *enabler) inPlace() bool {
+	return holds(filepath.Join(e.directory, conflistName), e.content, conflistMode)
+}
+
+// enable puts the configuration in place once the daemon serves.
+func (e *enabler) enable(ctx context.Context, wait time.Duration) error {
+	if err := e.client.awaitReady(ctx, wait); err != nil {
+		return err
+	}
+	directory, err := openHostDirectory(e.directory)
+	if err == nil {
+		defer directory.Close()
+		_, err = directory.put(conflistName, e.content, conflistMode)
+	}
+	if err != nil {
+		return fmt.Errorf("put %s into %s: %w", conflistName, e.directory, err)
+	}
+	fmt.Fprintf(e.out, "%s installed\n", filepath.Join(e.directory, conflistName))
+	return nil
+}
+
+// keep has the configuration in place, and says what it waits for, until ctx is
+// done.
+func (e *enabler) keep(ctx context.Context) {
+	const look = 5 * time.Second
+	for ctx.Err() == nil {
+		if !e.inPlace() {
+			if err := e.enable(ctx, 30*time.Second); err != nil && ctx.Err() == nil {
+				fmt.Fprintln(e.out, err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(look):
+		}
+	}
 }
 
 const conflistMode = 0o644

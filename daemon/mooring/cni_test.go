@@ -259,6 +259,34 @@ func TestConflistIsPutInPlaceWhenTheDaemonServes(t *testing.T) {
 		t.Errorf("before the daemon is ready the configuration is\n%s", got)
 	}
 
+	// A container beside the daemon's waits for it, and repairs what others break.
+	staying, cancel := context.WithCancel(t.Context())
+	done := make(chan int)
+	go func() {
+		done <- run(staying, []string{"--socket", socket, "cni", "enable", "--stay", "--conflist", filepath.Join(h.image, "conflist"), "--bin", h.bin, "--conf", h.netd}, io.Discard, io.Discard, func(string) string { return "" })
+	}()
+	inPlace := func() bool { return strings.Contains(h.files(h.netd)[conflistName], "1400") }
+	time.Sleep(300 * time.Millisecond)
+	if inPlace() {
+		t.Error("--stay does not wait for the daemon")
+	}
+	w.ready.Store(true)
+	for _, what := range []string{"put in place", "put back"} {
+		end := time.Now().Add(20 * time.Second)
+		for ; !inPlace() && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		}
+		if !inPlace() {
+			t.Errorf("the configuration is not %s", what)
+		}
+		if err := os.Remove(filepath.Join(h.netd, conflistName)); err != nil {
+			t.Error(err)
+		}
+	}
+	cancel()
+	if code := <-done; code != 0 {
+		t.Errorf("--stay: exit %d", code)
+	}
+
 	for broken, word := range map[string]string{
 		`"mtu": "large"`:                "mtu",
 		`"socket": "relative"`:          "socket",
