@@ -72,6 +72,8 @@ func (k kind) namespaced() bool {
 	return k != kindNamespace && k != kindNode && k != kindClusterPolicy
 }
 
+func (k kind) policy() bool { return k == kindPolicy || k == kindClusterPolicy }
+
 // key identifies an object. Those without namespace have only a name.
 type key struct {
 	kind kind

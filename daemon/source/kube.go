@@ -34,6 +34,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
+	policyv1beta1 "sigs.k8s.io/network-policy-api/apis/v1beta1"
 
 	"github.com/mooring-cni/mooring/daemon/model"
 )
@@ -49,6 +50,8 @@ const (
 	// A slice may come before its service, and goes after it.
 	orphanGrace  = time.Minute
 	orphanPeriod = 15 * time.Second
+	// How often it is looked whether the server knows a resource that it need not.
+	absencePeriod = time.Minute
 	// Requests in a second besides the watches: Events.
 	requestRate, requestBurst = 10, 30
 )
@@ -98,6 +101,8 @@ type Kubernetes struct {
 	orphans          map[key]time.Time // slices without a service, and since when
 	grace            time.Duration     // for those
 
+	absence time.Duration // between questions for what the server does not know
+
 	received atomic.Uint64
 }
 
@@ -112,6 +117,7 @@ const (
 	namespaces
 	nodes
 	networkPolicies
+	clusterPolicies
 )
 
 // selector leaves out, on the server's side, what other proxies or none serve.
@@ -132,7 +138,11 @@ var resources = map[resource]struct {
 	namespaces:      {kindNamespace, "namespaces", "namespaces", corev1.SchemeGroupVersion, func() runtime.Object { return &corev1.Namespace{} }, ""},
 	nodes:           {kindNode, "nodes", "nodes", corev1.SchemeGroupVersion, func() runtime.Object { return &corev1.Node{} }, ""},
 	networkPolicies: {kindPolicy, "networkpolicies", "networkpolicies", networkingv1.SchemeGroupVersion, func() runtime.Object { return &networkingv1.NetworkPolicy{} }, ""},
+	clusterPolicies: {kindClusterPolicy, "clusternetworkpolicies", "clusternetworkpolicies", policyv1beta1.SchemeGroupVersion, func() runtime.Object { return &policyv1beta1.ClusterNetworkPolicy{} }, ""},
 }
+
+// optional tells whether the API server may not know the resource.
+func (r resource) optional() bool { return r == clusterPolicies }
 
 // NewKubernetes makes a source of an API server. It does not ask it anything
 // yet: a server that is not there is Run's to report and to wait for.
@@ -147,7 +157,7 @@ func NewKubernetes(options KubernetesOptions) (*Kubernetes, error) {
 	config.AcceptContentTypes = protobuf + ",application/json"
 
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme, policyv1beta1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("register the API's types: %w", err)
 		}
@@ -163,6 +173,7 @@ func NewKubernetes(options KubernetesOptions) (*Kubernetes, error) {
 		delivered: make(map[key]any),
 		orphans:   make(map[key]time.Time),
 		grace:     orphanGrace,
+		absence:   absencePeriod,
 	}
 	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return meter{next, &k.received} })
 	transport, err := rest.HTTPClientFor(config)
@@ -175,13 +186,16 @@ func NewKubernetes(options KubernetesOptions) (*Kubernetes, error) {
 		if one.APIPath = "/apis"; group.Group == "" {
 			one.APIPath = "/api"
 		}
+		if group == policyv1beta1.SchemeGroupVersion { // custom resources are JSON
+			one.ContentType, one.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON
+		}
 		made, err := rest.RESTClientForConfigAndClient(&one, transport)
 		if err != nil {
 			return nil, fmt.Errorf("make a client of %s: %w", group, err)
 		}
 		return made, nil
 	}
-	for _, group := range []schema.GroupVersion{corev1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion, networkingv1.SchemeGroupVersion} {
+	for _, group := range []schema.GroupVersion{corev1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion, networkingv1.SchemeGroupVersion, policyv1beta1.SchemeGroupVersion} {
 		if k.clients[group], err = client(group); err != nil {
 			return nil, err
 		}
@@ -194,7 +208,7 @@ func NewKubernetes(options KubernetesOptions) (*Kubernetes, error) {
 	k.events = newAnnouncer(events, options.NodeName, k.poked, options.Log)
 	wanted := []resource{services, endpointSlices, nodes, ownPods}
 	if options.Policies {
-		wanted = append(wanted, namespaces, networkPolicies)
+		wanted = append(wanted, namespaces, networkPolicies, clusterPolicies)
 	}
 	for _, r := range wanted {
 		k.shelves[r] = newShelf(k, r)
@@ -310,13 +324,15 @@ func (k *Kubernetes) Announce(problems []model.Problem) {
 func (k *Kubernetes) followPolicies(ctx context.Context) {
 	k.mutex.Lock()
 	defer k.mutex.Unlock()
-	policies := k.shelves[networkPolicies]
-	if policies == nil || !policies.synced {
-		return
-	}
 	want, other := ownPods, everyPod
-	if len(policies.objects) > 0 {
-		want, other = everyPod, ownPods
+	for _, r := range []resource{networkPolicies, clusterPolicies} {
+		policies := k.shelves[r]
+		if policies == nil || !policies.synced {
+			return
+		}
+		if len(policies.objects) > 0 {
+			want, other = everyPod, ownPods
+		}
 	}
 	k.allPods = want == everyPod
 	if k.shelves[want] == nil {
@@ -373,7 +389,7 @@ func (k *Kubernetes) deliver(sink Sink, now time.Time) {
 		// A policy names pods: it must not meet a part of them.
 		held := k.allPods && (k.shelves[everyPod] == nil || !k.shelves[everyPod].synced)
 		for at := range k.changed {
-			if held && at.kind == kindPolicy {
+			if held && at.kind.policy() {
 				continue
 			}
 			delete(k.changed, at)
@@ -555,12 +571,12 @@ func (s *shelf) start(ctx context.Context) {
 		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
 			o, err := list.ListWithContext(ctx, options)
 			s.heard(ctx, err)
-			return o, err
+			return o, s.pause(ctx, err)
 		},
 		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
 			w, err := list.WatchWithContext(ctx, options)
 			s.heard(ctx, err)
-			return w, err
+			return w, s.pause(ctx, err)
 		},
 	}, about.object(), s, cache.ReflectorOptions{
 		Logger: &s.source.logger,
@@ -580,6 +596,26 @@ func (s *shelf) stop() {
 	s.cancel()
 }
 
+// absent tells whether an answer is that the server does not know the resource,
+// and need not. What it knew a moment ago it does not forget so.
+func (s *shelf) absent(err error) bool {
+	return s.resource.optional() && apierrors.IsNotFound(err) && len(s.objects) == 0
+}
+
+// pause leaves the server alone for a while with a question it does not understand.
+func (s *shelf) pause(ctx context.Context, err error) error {
+	s.source.mutex.Lock()
+	absent := s.absent(err)
+	s.source.mutex.Unlock()
+	if absent {
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait.Jitter(s.source.absence, 0.5)):
+		}
+	}
+	return err
+}
+
 // heard takes note of an answer, or that there was none.
 func (s *shelf) heard(ctx context.Context, err error) {
 	if ctx.Err() != nil {
@@ -588,7 +624,13 @@ func (s *shelf) heard(ctx context.Context, err error) {
 	k := s.source
 	k.mutex.Lock()
 	defer k.mutex.Unlock()
-	if err == nil {
+	absent := s.absent(err)
+	if absent && !s.synced {
+		k.options.Log.Info("Kubernetes API does not know a resource; it is looked for again now and then", "about", resources[s.resource].title)
+		s.synced, k.touched = true, true
+		k.poke()
+	}
+	if err == nil || absent {
 		s.answered = true
 		if s.trouble != "" {
 			k.options.Log.Info("Kubernetes API answers again", "about", resources[s.resource].title, "after", time.Since(s.since).Round(time.Millisecond))
@@ -690,6 +732,14 @@ func (s *shelf) convert(o any) (*converted, error) {
 		} else {
 			r.add("", "the policy is refused")
 		}
+	case *policyv1beta1.ClusterNetworkPolicy:
+		meta = &o.ObjectMeta
+		r.object = "ClusterNetworkPolicy " + o.Name
+		if policy, ok := convertClusterPolicy(o, r); ok {
+			h.value = policy
+		} else {
+			r.add("", "the policy is refused")
+		}
 	default:
 		return nil, fmt.Errorf("%T came among the %s", o, resources[s.resource].title)
 	}
@@ -728,7 +778,7 @@ func (s *shelf) put(o any) error {
 // set puts an object in its place. A policy that became unsound keeps its
 // definition before. The source's mutex is held.
 func (s *shelf) set(c *converted) {
-	if before := s.objects[c.key]; c.held.value == nil && c.key.kind == kindPolicy && before != nil {
+	if before := s.objects[c.key]; c.held.value == nil && c.key.kind.policy() && before != nil {
 		c.held.value = before.value
 	}
 	s.objects[c.key] = c.held

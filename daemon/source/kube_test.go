@@ -27,6 +27,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	policyv1beta1 "sigs.k8s.io/network-policy-api/apis/v1beta1"
 
 	"github.com/mooring-cni/mooring/daemon/model"
 )
@@ -172,6 +173,9 @@ func resourceOf(o runtime.Object) (string, *metav1.ObjectMeta) {
 	case *networkingv1.NetworkPolicy:
 		o.TypeMeta = metav1.TypeMeta{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy"}
 		return "networkpolicies", &o.ObjectMeta
+	case *policyv1beta1.ClusterNetworkPolicy:
+		o.TypeMeta = metav1.TypeMeta{APIVersion: "policy.networking.k8s.io/v1beta1", Kind: "ClusterNetworkPolicy"}
+		return "clusternetworkpolicies", &o.ObjectMeta
 	}
 	panic(fmt.Sprintf("no resource for %T", o))
 }
@@ -220,7 +224,7 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (a *apiServer) fail(w http.ResponseWriter, code int, message string) {
 	reason := map[int]metav1.StatusReason{
-		http.StatusForbidden: metav1.StatusReasonForbidden, http.StatusGone: metav1.StatusReasonExpired,
+		http.StatusForbidden: metav1.StatusReasonForbidden, http.StatusGone: metav1.StatusReasonExpired, http.StatusNotFound: metav1.StatusReasonNotFound,
 		http.StatusConflict: metav1.StatusReasonAlreadyExists, http.StatusUnprocessableEntity: metav1.StatusReasonInvalid,
 	}[code]
 	w.Header().Set("Content-Type", "application/json")
@@ -268,6 +272,7 @@ func (a *apiServer) list(w http.ResponseWriter, resource, selector string) {
 	kind := map[string][2]string{
 		"services": {"v1", "ServiceList"}, "endpointslices": {"discovery.k8s.io/v1", "EndpointSliceList"}, "pods": {"v1", "PodList"},
 		"namespaces": {"v1", "NamespaceList"}, "nodes": {"v1", "NodeList"}, "networkpolicies": {"networking.k8s.io/v1", "NetworkPolicyList"},
+		"clusternetworkpolicies": {"policy.networking.k8s.io/v1beta1", "ClusterNetworkPolicyList"},
 	}[resource]
 	w.Header().Set("Content-Type", "application/json")
 	json.NewEncoder(w).Encode(map[string]any{
@@ -294,6 +299,7 @@ func (a *apiServer) watch(w http.ResponseWriter, r *http.Request, resource, sele
 		kind := map[string][2]string{
 			"services": {"v1", "Service"}, "endpointslices": {"discovery.k8s.io/v1", "EndpointSlice"}, "pods": {"v1", "Pod"},
 			"namespaces": {"v1", "Namespace"}, "nodes": {"v1", "Node"}, "networkpolicies": {"networking.k8s.io/v1", "NetworkPolicy"},
+			"clusternetworkpolicies": {"policy.networking.k8s.io/v1beta1", "ClusterNetworkPolicy"},
 		}[resource]
 		send("BOOKMARK", map[string]any{"apiVersion": kind[0], "kind": kind[1], "metadata": map[string]any{
 			"resourceVersion": strconv.Itoa(version), "annotations": map[string]string{metav1.InitialEventsAnnotationKey: "true"},
@@ -371,6 +377,13 @@ func (v *view) take(c model.Changes) {
 	}
 	for name, o := range c.Policies {
 		note("NetworkPolicy "+name.String(), o != nil, "")
+	}
+	for name, o := range c.ClusterPolicies {
+		text := ""
+		if o != nil {
+			text = string(o.Tier)
+		}
+		note("ClusterNetworkPolicy "+name, o != nil, text)
 	}
 	v.synced = c.Synced
 	v.told = append(v.told, c)
@@ -690,7 +703,7 @@ func TestAllPodsAreWatchedOnlyWhileThereIsAPolicy(t *testing.T) {
 	for _, w := range k.Watches() {
 		titles = append(titles, w.Resource)
 	}
-	if diff := cmp.Diff([]string{"endpointslices", "namespaces", "networkpolicies", "nodes", "pods of this node", "services"}, titles); diff != "" {
+	if diff := cmp.Diff([]string{"clusternetworkpolicies", "endpointslices", "namespaces", "networkpolicies", "nodes", "pods of this node", "services"}, titles); diff != "" {
 		t.Errorf("watches (-want +got):\n%s", diff)
 	}
 }
@@ -715,6 +728,57 @@ func TestAPolicyWaitsForThePodsItMayName(t *testing.T) {
 	v.mutex.Unlock()
 	a.with(func() { delete(a.refused, "pods") })
 	v.shows(t, "granted", state{"Pod default/mine": "node-a", "Service default/web": "81", "NetworkPolicy default/deny": ""})
+}
+
+func aClusterPolicy(name string, tier policyv1beta1.Tier) *policyv1beta1.ClusterNetworkPolicy {
+	p := &policyv1beta1.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	p.Spec.Tier = tier
+	p.Spec.Subject.Namespaces = &metav1.LabelSelector{}
+	p.Spec.Ingress = []policyv1beta1.ClusterNetworkPolicyIngressRule{{
+		Action: policyv1beta1.ClusterNetworkPolicyRuleActionDeny, From: []policyv1beta1.ClusterNetworkPolicyIngressPeer{{Namespaces: &metav1.LabelSelector{}}},
+	}}
+	return p
+}
+
+func TestClusterPoliciesOfTheAPIArriveWithAllPods(t *testing.T) {
+	t.Parallel()
+	a := newAPIServer(t)
+	a.put(aPod("mine", "node-a"), aPod("theirs", "node-b"), aClusterPolicy("deny", "Admin"))
+	v, _ := a.follow(t, true)
+	all := state{"Pod default/mine": "node-a", "Pod default/theirs": "node-b", "ClusterNetworkPolicy deny": "Admin"}
+	v.shows(t, "all pods", all)
+	a.put(aClusterPolicy("deny", "Nobody"))
+	v.shows(t, "unsound", all, `"Nobody" is not a tier`, "the policy is refused")
+	a.put(aClusterPolicy("deny", "Baseline"))
+	all["ClusterNetworkPolicy deny"] = "Baseline"
+	v.shows(t, "changed", all)
+	a.remove(aClusterPolicy("deny", "Baseline"))
+	v.shows(t, "own pods again", state{"Pod default/mine": "node-a"})
+}
+
+func TestAnAPIThatKnowsNoClusterPoliciesIsNoTrouble(t *testing.T) {
+	t.Parallel()
+	a := newAPIServer(t)
+	a.refused["clusternetworkpolicies"] = http.StatusNotFound
+	a.put(aPod("mine", "node-a"), aPolicy("deny"))
+	v, k := a.follow(t, true, func(k *Kubernetes) { k.absence = 10 * time.Millisecond })
+	known := state{"Pod default/mine": "node-a", "NetworkPolicy default/deny": ""}
+	v.shows(t, "without them", known)
+	for _, w := range k.Watches() {
+		if w.Resource == "clusternetworkpolicies" && (!w.Connected || !w.Synced || w.Errors > 0) {
+			t.Errorf("the absent resource counts as trouble: %+v", w)
+		}
+	}
+
+	// Somebody installs the definition.
+	a.put(aClusterPolicy("deny", "Admin"))
+	a.with(func() { delete(a.refused, "clusternetworkpolicies") })
+	known["ClusterNetworkPolicy deny"] = "Admin"
+	v.shows(t, "installed", known)
+
+	// An answer that does not know it any more takes nothing away: deletions are told.
+	a.with(func() { a.refused["clusternetworkpolicies"] = http.StatusNotFound; a.compacted = a.version + 1 })
+	v.shows(t, "gone", known, "clusternetworkpolicies: no news since")
 }
 
 func TestAnUnsoundPolicyKeepsItsDefinitionBefore(t *testing.T) {
