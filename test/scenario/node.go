@@ -233,20 +233,26 @@ func (n *Node) cni(verb string, p *Pod) ([]byte, error) {
 	return out, nil
 }
 
-// AddPod makes a pod of the namespace default.
+// AddPod makes a pod: of the namespace default, or NAMESPACE/POD.
 func (n *Node) AddPod(name string) *Pod {
+	n.t.Helper()
+	p := n.NewPod(name)
+	if err := n.Attach(p); err != nil {
+		n.t.Fatalf("%v", err)
+	}
+	n.pods[name] = p
+	return p
+}
+
+// NewPod is AddPod before ADD.
+func (n *Node) NewPod(name string) *Pod {
 	n.t.Helper()
 	namespace, short, given := strings.Cut(name, "/")
 	if !given {
 		namespace, short = "default", name
 	}
 	flat := strings.ReplaceAll(name, "/", "-")
-	p := &Pod{NS: netns.Empty(n.t, flat), ID: "container-" + flat, namespace: namespace, name: short}
-	if err := n.Attach(p); err != nil {
-		n.t.Fatalf("%v", err)
-	}
-	n.pods[name] = p
-	return p
+	return &Pod{NS: netns.Empty(n.t, flat), ID: "container-" + flat, namespace: namespace, name: short}
 }
 
 // Attach connects a pod's namespace: ADD.
