@@ -32,6 +32,7 @@ type (
 	Addr        = abiAddr
 	SocketState = abiSocketState
 	CTStat      = abiCtStat
+	Tunnel      = abiTunnel
 )
 
 // Kinds of conntrack entry (enum ct_type).

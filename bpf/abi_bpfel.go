@@ -169,7 +169,9 @@ const (
 	abiDirectionTO_ENDPOINT   abiDirection = 1
 	abiDirectionFROM_WIRE     abiDirection = 2
 	abiDirectionFROM_HOST     abiDirection = 3
-	abiDirectionDIRECTIONS    abiDirection = 4
+	abiDirectionFROM_OVERLAY  abiDirection = 4
+	abiDirectionTO_OVERLAY    abiDirection = 5
+	abiDirectionDIRECTIONS    abiDirection = 6
 )
 
 type abiDropReason uint32
@@ -198,7 +200,9 @@ const (
 	abiDropReasonDROP_POLICY_EGRESS     abiDropReason = 20
 	abiDropReasonDROP_POLICY_INGRESS    abiDropReason = 21
 	abiDropReasonDROP_POLICY_UNKNOWN    abiDropReason = 22
-	abiDropReasonDROP_REASONS           abiDropReason = 23
+	abiDropReasonDROP_NO_TUNNEL         abiDropReason = 23
+	abiDropReasonDROP_TUNNEL_SOURCE     abiDropReason = 24
+	abiDropReasonDROP_REASONS           abiDropReason = 25
 )
 
 type abiEnding struct {
@@ -425,6 +429,12 @@ const (
 	abiSweepProtoSWEEP_OTHER abiSweepProto = 2
 )
 
+type abiTunnel struct {
+	_      structs.HostLayout
+	Remote abiAddr
+	Local  abiAddr
+}
+
 type abiVerdictKey struct {
 	_        structs.HostLayout
 	Ruleset  uint64
@@ -456,6 +466,7 @@ const (
 	abiMapMooringSlots          = "mooring_slots"
 	abiMapMooringSockets        = "mooring_sockets"
 	abiMapMooringTimewait       = "mooring_timewait"
+	abiMapMooringTunnels        = "mooring_tunnels"
 	abiMapMooringVerdicts       = "mooring_verdicts"
 	abiVarUnusedBackendState    = "unused_backend_state"
 	abiVarUnusedClock           = "unused_clock"
@@ -546,6 +557,7 @@ type abiMapSpecs struct {
 	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
+	MooringTunnels     *ebpf.MapSpec `ebpf:"mooring_tunnels"`
 	MooringVerdicts    *ebpf.MapSpec `ebpf:"mooring_verdicts"`
 }
 
@@ -614,6 +626,7 @@ type abiMaps struct {
 	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
+	MooringTunnels     *ebpf.Map `ebpf:"mooring_tunnels"`
 	MooringVerdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
 }
 
@@ -640,6 +653,7 @@ func (m *abiMaps) Close() error {
 		m.MooringSlots,
 		m.MooringSockets,
 		m.MooringTimewait,
+		m.MooringTunnels,
 		m.MooringVerdicts,
 	)
 }

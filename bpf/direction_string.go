@@ -12,12 +12,14 @@ func _() {
 	_ = x[abiDirectionTO_ENDPOINT-1]
 	_ = x[abiDirectionFROM_WIRE-2]
 	_ = x[abiDirectionFROM_HOST-3]
-	_ = x[abiDirectionDIRECTIONS-4]
+	_ = x[abiDirectionFROM_OVERLAY-4]
+	_ = x[abiDirectionTO_OVERLAY-5]
+	_ = x[abiDirectionDIRECTIONS-6]
 }
 
-const _abiDirection_name = "FROM_ENDPOINTTO_ENDPOINTFROM_WIREFROM_HOSTDIRECTIONS"
+const _abiDirection_name = "FROM_ENDPOINTTO_ENDPOINTFROM_WIREFROM_HOSTFROM_OVERLAYTO_OVERLAYDIRECTIONS"
 
-var _abiDirection_index = [...]uint8{0, 13, 24, 33, 42, 52}
+var _abiDirection_index = [...]uint8{0, 13, 24, 33, 42, 54, 64, 74}
 
 func (i abiDirection) String() string {
 	idx := int(i) - 0

@@ -41,6 +41,7 @@ const (
 	endpointMapMooringSlots       = "mooring_slots"
 	endpointMapMooringSockets     = "mooring_sockets"
 	endpointMapMooringTimewait    = "mooring_timewait"
+	endpointMapMooringTunnels     = "mooring_tunnels"
 	endpointMapMooringVerdicts    = "mooring_verdicts"
 	endpointMapPolicyDrafts       = "policy_drafts"
 	endpointProgFromContainer     = "from_container"
@@ -129,6 +130,7 @@ type endpointMapSpecs struct {
 	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
+	MooringTunnels     *ebpf.MapSpec `ebpf:"mooring_tunnels"`
 	MooringVerdicts    *ebpf.MapSpec `ebpf:"mooring_verdicts"`
 	PolicyDrafts       *ebpf.MapSpec `ebpf:"policy_drafts"`
 }
@@ -191,6 +193,7 @@ type endpointMaps struct {
 	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
+	MooringTunnels     *ebpf.Map `ebpf:"mooring_tunnels"`
 	MooringVerdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
 	PolicyDrafts       *ebpf.Map `ebpf:"policy_drafts"`
 }
@@ -222,6 +225,7 @@ func (m *endpointMaps) Close() error {
 		m.MooringSlots,
 		m.MooringSockets,
 		m.MooringTimewait,
+		m.MooringTunnels,
 		m.MooringVerdicts,
 		m.PolicyDrafts,
 	)

@@ -39,6 +39,7 @@ const (
 	hostMapMooringSlots       = "mooring_slots"
 	hostMapMooringSockets     = "mooring_sockets"
 	hostMapMooringTimewait    = "mooring_timewait"
+	hostMapMooringTunnels     = "mooring_tunnels"
 	hostMapMooringVerdicts    = "mooring_verdicts"
 	hostProgEndUdp            = "end_udp"
 	hostProgHostConnect4      = "host_connect4"
@@ -143,6 +144,7 @@ type hostMapSpecs struct {
 	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
+	MooringTunnels     *ebpf.MapSpec `ebpf:"mooring_tunnels"`
 	MooringVerdicts    *ebpf.MapSpec `ebpf:"mooring_verdicts"`
 }
 
@@ -207,6 +209,7 @@ type hostMaps struct {
 	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
+	MooringTunnels     *ebpf.Map `ebpf:"mooring_tunnels"`
 	MooringVerdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
 }
 
@@ -235,6 +238,7 @@ func (m *hostMaps) Close() error {
 		m.MooringSlots,
 		m.MooringSockets,
 		m.MooringTimewait,
+		m.MooringTunnels,
 		m.MooringVerdicts,
 	)
 }

@@ -48,6 +48,7 @@ type Maps struct {
 	Verdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
 	Profiles    *ebpf.Map `ebpf:"mooring_profiles"`
 	PolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
+	Tunnels     *ebpf.Map `ebpf:"mooring_tunnels"`
 }
 
 // Programs are what a daemon runs or attaches.
@@ -225,7 +226,7 @@ func (d *Datapath) Close() error {
 	for _, m := range []*ebpf.Map{
 		d.CT, d.Embryonic, d.Live, d.Sockets, d.Ended, d.TimeWait, d.Crowds, d.CTStats,
 		d.Endpoints, d.Services, d.Slots, d.Backends, d.Affinity, d.Frags, d.Counters, d.Events, d.Shared,
-		d.Policies, d.Identities, d.Verdicts, d.Profiles, d.PolicyDrops,
+		d.Policies, d.Identities, d.Verdicts, d.Profiles, d.PolicyDrops, d.Tunnels,
 	} {
 		m.Close()
 	}

@@ -39,6 +39,7 @@ const (
 	sockMapMooringSlots       = "mooring_slots"
 	sockMapMooringSockets     = "mooring_sockets"
 	sockMapMooringTimewait    = "mooring_timewait"
+	sockMapMooringTunnels     = "mooring_tunnels"
 	sockMapMooringVerdicts    = "mooring_verdicts"
 	sockProgCallRollTcp       = "call_roll_tcp"
 	sockProgCallRollUdp       = "call_roll_udp"
@@ -137,6 +138,7 @@ type sockMapSpecs struct {
 	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
+	MooringTunnels     *ebpf.MapSpec `ebpf:"mooring_tunnels"`
 	MooringVerdicts    *ebpf.MapSpec `ebpf:"mooring_verdicts"`
 }
 
@@ -197,6 +199,7 @@ type sockMaps struct {
 	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
+	MooringTunnels     *ebpf.Map `ebpf:"mooring_tunnels"`
 	MooringVerdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
 }
 
@@ -225,6 +228,7 @@ func (m *sockMaps) Close() error {
 		m.MooringSlots,
 		m.MooringSockets,
 		m.MooringTimewait,
+		m.MooringTunnels,
 		m.MooringVerdicts,
 	)
 }

@@ -40,6 +40,7 @@ const (
 	sweepMapMooringSlots       = "mooring_slots"
 	sweepMapMooringSockets     = "mooring_sockets"
 	sweepMapMooringTimewait    = "mooring_timewait"
+	sweepMapMooringTunnels     = "mooring_tunnels"
 	sweepMapMooringVerdicts    = "mooring_verdicts"
 	sweepProgBuryDue           = "bury_due"
 	sweepProgReadClock         = "read_clock"
@@ -128,6 +129,7 @@ type sweepMapSpecs struct {
 	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
+	MooringTunnels     *ebpf.MapSpec `ebpf:"mooring_tunnels"`
 	MooringVerdicts    *ebpf.MapSpec `ebpf:"mooring_verdicts"`
 }
 
@@ -188,6 +190,7 @@ type sweepMaps struct {
 	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
 	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
 	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
+	MooringTunnels     *ebpf.Map `ebpf:"mooring_tunnels"`
 	MooringVerdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
 }
 
@@ -217,6 +220,7 @@ func (m *sweepMaps) Close() error {
 		m.MooringSlots,
 		m.MooringSockets,
 		m.MooringTimewait,
+		m.MooringTunnels,
 		m.MooringVerdicts,
 	)
 }

@@ -270,6 +270,8 @@ enum drop_reason {
 	DROP_POLICY_EGRESS,		/* the egress policy of the flow's initiator does not allow it */
 	DROP_POLICY_INGRESS,		/* the ingress policy of the flow's responder does not allow it */
 	DROP_POLICY_UNKNOWN,		/* the pod's policies are not known yet */
+	DROP_NO_TUNNEL,			/* no node has the pod's address */
+	DROP_TUNNEL_SOURCE,		/* tunnelled by who is not the node of the sender's address */
 	DROP_REASONS,
 };
 
@@ -303,6 +305,12 @@ struct verdict_key {
 	__u64 identity;
 };
 
+/* How to a node's pods: the value of an LPM trie with struct identity_key. */
+struct tunnel {
+	struct addr remote;	/* the node */
+	struct addr local;	/* this node towards it; 0: as the route has it */
+};
+
 /* A profile's answer for the protocols and ports that begin so: 64 bits are the whole profile, 72 a protocol. */
 struct profile_key {
 	__u32 prefixlen;
@@ -323,6 +331,8 @@ enum direction {
 	TO_ENDPOINT = 1,
 	FROM_WIRE = 2,
 	FROM_HOST = 3,		/* calls of the host's own sockets, not packets */
+	FROM_OVERLAY = 4,	/* out of a tunnel */
+	TO_OVERLAY = 5,		/* into one */
 	DIRECTIONS,
 };
 

@@ -141,6 +141,16 @@ struct {
 	__type(value, struct frag);
 } mooring_frags SEC(".maps");
 
+/* The nodes by their pods' addresses, where they are reached by tunnels. Writer: daemon/datapath overlay.go. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 32768);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct identity_key);
+	__type(value, struct tunnel);
+} mooring_tunnels SEC(".maps");
+
 /* What holds for each endpoint, by its id. Writer: daemon/datapath policies.go, as of the maps below. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -39,6 +39,7 @@ type Manager struct {
 	*events
 	*policies
 	*host
+	*overlay
 
 	bpf *bpf.Datapath
 	log *slog.Logger
@@ -59,6 +60,7 @@ func New(opts Options) (*Manager, error) {
 	m.endpoints = &endpoints{bpf: d, bpffs: opts.BPFFS, reaper: m.reaper}
 	m.reaper.namespaces = m.endpoints.namespaces
 	m.events = &events{bpf: d, log: opts.Log}
+	m.overlay = &overlay{bpf: d}
 	m.policies = &policies{bpf: d, written: make(map[policy.ID][]bpf.ProfileKey)}
 	m.services, err = adoptServices(d, m.reaper)
 	if err == nil {

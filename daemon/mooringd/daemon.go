@@ -46,7 +46,7 @@ type daemon struct {
 
 func (d *daemon) Node() api.Node {
 	n := api.Node{
-		Name: d.config.NodeName, MTU: node.MTU(d.machine.Uplinks()), BPFFS: d.config.BPFFS, StateDir: d.config.StateDir,
+		Name: d.config.NodeName, MTU: d.machine.PodMTU(), BPFFS: d.config.BPFFS, StateDir: d.config.StateDir,
 		PodCIDRs: d.machine.PodCIDRs(),
 	}
 	n.Ready, n.Reason = d.ready(n.PodCIDRs)

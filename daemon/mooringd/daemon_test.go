@@ -151,6 +151,9 @@ func (k *fakeKernel) Hook() api.HookStatus          { return k.hook }
 func (k *fakeKernel) XDP() []api.XDPStatus          { return nil }
 func (k *fakeKernel) Problems() []string            { return nil }
 func (k *fakeKernel) SetNodeAddresses([]netip.Addr) {}
+func (k *fakeKernel) SetTunnels(string, int, map[netip.Prefix]datapath.Tunnel) error {
+	return nil
+}
 
 // names are the services in the datapath with their backends.
 func (k *fakeKernel) names() map[string]string {
@@ -584,7 +587,6 @@ func TestSystemdIsTold(t *testing.T) {
 
 func TestWhatIsNotImplementedIsRefused(t *testing.T) {
 	for key, change := range map[string]func(*conf.Config){
-		"routing.mode":            func(c *conf.Config) { c.Routing.Mode = "vxlan" },
 		"nodePort.mode":           func(c *conf.Config) { c.NodePort.Mode = "dsr" },
 		"loadBalancing.algorithm": func(c *conf.Config) { c.LoadBalancing.Algorithm = "maglev" },
 		"xdp":                     func(c *conf.Config) { c.XDP = "native" },
@@ -601,6 +603,8 @@ func TestWhatIsNotImplementedIsRefused(t *testing.T) {
 	}
 }
 
+// None of these may be a command line that is right: the daemon would run, on the
+// machine itself.
 func TestCommandLineErrors(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "mooringd.yaml")
 	if err := os.WriteFile(file, []byte("manifests: /m\npodCIDRs: [10.244.0.0/24]\nconntrck: 1\n"), 0o600); err != nil {
@@ -616,7 +620,6 @@ func TestCommandLineErrors(t *testing.T) {
 		{[]string{"--no-such"}, 2, "--no-such"},
 		{[]string{"serve"}, 2, `"serve": mooringd takes flags only`},
 		{[]string{"--manifests", "/m", "--pod-cidrs", "10.244.0.0/99"}, 2, "--pod-cidrs"},
-		{[]string{"--manifests", "/m", "--pod-cidrs", "10.244.0.0/24", "--routing-mode", "vxlan"}, 1, "routing.mode: vxlan is not implemented"},
 	} {
 		var out, errs bytes.Buffer
 		code := command(t.Context(), test.args, &out, &errs)

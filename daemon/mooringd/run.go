@@ -12,6 +12,7 @@ import (
 
 	"github.com/mooring-cni/mooring/conf"
 	"github.com/mooring-cni/mooring/daemon/api"
+	"github.com/mooring-cni/mooring/daemon/datapath"
 	"github.com/mooring-cni/mooring/daemon/endpoint"
 	"github.com/mooring-cni/mooring/daemon/health"
 	"github.com/mooring-cni/mooring/daemon/model"
@@ -54,7 +55,8 @@ func run(ctx context.Context, config conf.Config, log *slog.Logger, open opener)
 		}
 	}
 	machine := node.New(node.Options{
-		Name: config.NodeName, PodCIDRs: podCIDRs, Devices: config.Devices, Masquerade: config.Masquerade, Log: log,
+		Name: config.NodeName, PodCIDRs: podCIDRs, Devices: config.Devices, Masquerade: config.Masquerade,
+		Overlay: config.Routing.Mode == "vxlan", Log: log,
 	})
 	uplinks := machine.Uplinks()
 	kernel, err := open(config, uplinks, log)
@@ -62,6 +64,14 @@ func run(ctx context.Context, config conf.Config, log *slog.Logger, open opener)
 		return err
 	}
 	defer func() { err = errors.Join(err, kernel.Close()) }()
+
+	machine.SetTunnelSetter(func(device string, index int, tunnels map[netip.Prefix]node.Tunnel) error {
+		wanted := make(map[netip.Prefix]datapath.Tunnel, len(tunnels))
+		for pods, t := range tunnels {
+			wanted[pods] = datapath.Tunnel(t)
+		}
+		return kernel.SetTunnels(device, index, wanted)
+	})
 
 	links, err := endpoint.NewKernel()
 	if err != nil {
@@ -128,7 +138,6 @@ func unsupported(config conf.Config) error {
 	for _, key := range []struct {
 		key, value, not, instead string
 	}{
-		{"routing.mode", config.Routing.Mode, "vxlan", "native, which needs a network that carries the pods' addresses"},
 		{"nodePort.mode", config.NodePort.Mode, "dsr", "snat"},
 		{"loadBalancing.algorithm", config.LoadBalancing.Algorithm, "maglev", "random"},
 		{"xdp", config.XDP, "native", "auto or off"},
@@ -210,6 +219,7 @@ type kernelSide interface {
 	XDP() []api.XDPStatus
 	Problems() []string
 	SetNodeAddresses([]netip.Addr)
+	SetTunnels(device string, index int, wanted map[netip.Prefix]datapath.Tunnel) error
 }
 
 // parts run beside each other until one fails or all are stopped.

@@ -44,7 +44,10 @@ func (c chain) specification() []string {
 // (portmap) is a DNAT on the way, and its replies are nothing but packets from a
 // pod to a node. A pod that uses a hostPort gets the node's address: its
 // reply would otherwise go from pod to pod and never be translated back.
-func chains(own []netip.Prefix, nodes []model.Node, randomFully bool) []chain {
+//
+// By tunnels (overlay) only pods are reached: a node would answer a pod's address
+// through the tunnel from its own, where it is not let through.
+func chains(own []netip.Prefix, nodes []model.Node, overlay, randomFully bool) []chain {
 	v4 := own[0].Addr().Is4()
 	pods, peers := slices.Clone(own), []netip.Prefix{}
 	for _, n := range nodes {
@@ -54,7 +57,7 @@ func chains(own []netip.Prefix, nodes []model.Node, randomFully bool) []chain {
 			}
 		}
 		for _, a := range n.Addresses {
-			if a.Is4() == v4 {
+			if a.Is4() == v4 && !overlay {
 				peers = append(peers, netip.PrefixFrom(a, a.BitLen()))
 			}
 		}

@@ -32,6 +32,7 @@ type Options struct {
 	PodCIDRs   []netip.Prefix
 	Devices    []string // uplinks; the default routes' when empty
 	Masquerade bool
+	Overlay    bool // other nodes' pods are reached by tunnels
 	Log        *slog.Logger
 }
 
@@ -45,6 +46,8 @@ type Manager struct {
 	podCIDRs []netip.Prefix // this node's; none: not known yet
 	nodes    []model.Node
 	complete bool // nodes are all that there are
+	tunnels  TunnelSetter
+	overhead int // of what leads to other nodes' pods
 	uplinks  []Uplink
 	problems []string
 }
@@ -78,6 +81,21 @@ func (m *Manager) PodCIDRs() []netip.Prefix {
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
 	return slices.Clone(m.podCIDRs)
+}
+
+// SetTunnelSetter tells who is told of tunnels. Without it there are none.
+func (m *Manager) SetTunnelSetter(set TunnelSetter) {
+	m.mutex.Lock()
+	m.tunnels = set
+	m.mutex.Unlock()
+	m.poke()
+}
+
+// PodMTU is the largest packet of a pod that every way out carries.
+func (m *Manager) PodMTU() int {
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	return MTU(m.uplinks) - m.overhead
 }
 
 func (m *Manager) poke() {
@@ -175,7 +193,7 @@ func (m *Manager) isUplink(name string) bool {
 // reconcile looks at everything once and mends what differs.
 func (m *Manager) reconcile() {
 	m.mutex.Lock()
-	podCIDRs, nodes, complete, before := m.podCIDRs, m.nodes, m.complete, m.problems
+	podCIDRs, nodes, complete, before, set := m.podCIDRs, m.nodes, m.complete, m.problems, m.tunnels
 	m.mutex.Unlock()
 
 	v4, v6 := ofFamily(podCIDRs, true), ofFamily(podCIDRs, false)
@@ -185,12 +203,32 @@ func (m *Manager) reconcile() {
 	}
 	problems = append(problems, setSysctls(len(v4) > 0, len(v6) > 0, uplinks)...)
 
-	wanted, wrong := routes(m.options.Name, podCIDRs, nodes)
+	tunnels := map[netip.Prefix]Tunnel{}
+	find := native
+	if m.options.Overlay {
+		find = tunnelled(podCIDRs, tunnelAddresses(m.options.Name, nodes, uplinks), tunnels)
+	}
+	wanted, wrong := routes(m.options.Name, podCIDRs, nodes, find)
 	problems = append(problems, wrong...)
-	wrong, err = apply(wanted, complete)
+	cost := 0
+	if m.options.Overlay {
+		cost = overhead(tunnels, uplinks)
+	}
+	overlay, err := m.overlay(podCIDRs, MTU(uplinks)-cost, tunnels, complete, set)
+	if err != nil {
+		problems = append(problems, err.Error())
+		wanted = slices.DeleteFunc(wanted, func(r Route) bool { return r.Overlay && overlay == 0 })
+	}
+	wrong, err = apply(wanted, complete, overlay)
 	problems = append(problems, wrong...)
 	if err != nil {
 		problems = append(problems, err.Error())
+	}
+	if link, err := overlayLink(); !m.options.Overlay && complete && err == nil && link != nil {
+		// An earlier run's. Its routes have been replaced, so that no packet misses it.
+		if err := removeOverlay(); err != nil {
+			problems = append(problems, err.Error())
+		}
 	}
 
 	for _, family := range []struct {
@@ -207,13 +245,38 @@ func (m *Manager) reconcile() {
 	}
 
 	m.mutex.Lock()
-	m.uplinks, m.problems = uplinks, problems
+	m.uplinks, m.problems, m.overhead = uplinks, problems, cost
 	m.mutex.Unlock()
 	for _, problem := range problems {
 		if !slices.Contains(before, problem) {
 			m.options.Log.Warn("node is not as it should be", "problem", problem)
 		}
 	}
+}
+
+// overlay keeps the device, and the datapath's tunnels once all nodes are known,
+// and returns the device's index: also that of an earlier run, which goes later.
+func (m *Manager) overlay(podCIDRs []netip.Prefix, mtu int, tunnels map[netip.Prefix]Tunnel, complete bool, set TunnelSetter) (index int, err error) {
+	if !m.options.Overlay {
+		link, err := overlayLink()
+		if err != nil || !complete || set == nil {
+			return 0, err
+		}
+		if link != nil {
+			index = link.Attrs().Index
+		}
+		return index, set(OverlayDevice, 0, nil)
+	}
+	if index, err = ensureOverlay(podCIDRs, mtu); err != nil {
+		return index, fmt.Errorf("%w: other nodes' pods are not reached", err)
+	}
+	if !complete || set == nil {
+		return index, nil
+	}
+	if err := set(OverlayDevice, index, tunnels); err != nil {
+		return index, fmt.Errorf("%w: other nodes' pods are not reached", err)
+	}
+	return index, nil
 }
 
 // masquerade keeps one family's chains, or their absence. As long as the nodes
@@ -239,7 +302,7 @@ func (m *Manager) masquerade(protocol iptables.Protocol, own []netip.Prefix, nod
 	if !wanted {
 		return nil
 	}
-	for _, c := range chains(own, nodes, t.ipt.HasRandomFully()) {
+	for _, c := range chains(own, nodes, m.options.Overlay, t.ipt.HasRandomFully()) {
 		if !complete && t.written[c.name] == "" {
 			there, err := t.show(c)
 			if err != nil {
@@ -272,7 +335,7 @@ func ofFamily(podCIDRs []netip.Prefix, v4 bool) (own []netip.Prefix) {
 // Cleanup removes what any run of the daemon left in this network namespace:
 // routes and chains. Forwarding stays on: others may rely on it by now.
 func Cleanup() error {
-	errs := []error{removeRoutes()}
+	errs := []error{removeRoutes(), removeOverlay()}
 	for _, protocol := range []iptables.Protocol{iptables.ProtocolIPv4, iptables.ProtocolIPv6} {
 		t, err := openTables(protocol)
 		if err != nil {

@@ -111,7 +111,7 @@ func noProblems(t *testing.T, m *Manager) {
 
 func ourRoutes(t *testing.T) []string {
 	t.Helper()
-	list, err := ours()
+	list, err := ours(0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -44,7 +44,7 @@ func TestRoutesLeadToTheOtherNodesPods(t *testing.T) {
 		machine("e", []string{"192.0.2.5"}, "10.244.0.128/25"),
 		machine("f", nil),
 	}
-	wanted, problems := routes("a", own, nodes)
+	wanted, problems := routes("a", own, nodes, native)
 	if diff := cmp.Diff([]string{
 		"unreachable 10.244.0.0/24", "10.244.1.0/24 via 192.0.2.2", "10.244.2.0/24 via 192.0.2.3",
 		"unreachable fd00:10:244::/64", "fd00:10:244:1::/64 via 2001:db8::2",
@@ -145,7 +145,7 @@ raw PREROUTING -> MOORING-NOTRACK
 -s fd00:10:244::/64 -d fd00:10:244::/64 -j CT --notrack
 `},
 	} {
-		if diff := cmp.Diff(test.want, render(chains(prefixes(test.own), test.nodes, true))); diff != "" {
+		if diff := cmp.Diff(test.want, render(chains(prefixes(test.own), test.nodes, false, true))); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", test.own, diff)
 		}
 	}

@@ -20,29 +20,65 @@ import (
 // bears it is ours to change, what does not is nobody's business here.
 const Protocol = 77
 
-// Route is one of our routes: to a node's pods by the node's address, or,
-// without a gateway, the unreachable rest of our own pods' range.
+// Route is one of our routes: to a node's pods by the node's address (Gateway)
+// or by the overlay's device, from an address of this node (Source); with neither
+// the unreachable rest of our own pods' range.
 type Route struct {
 	Destination netip.Prefix
 	Gateway     netip.Addr
+	Source      netip.Addr
+	Overlay     bool
 }
 
 func (r Route) String() string {
-	if !r.Gateway.IsValid() {
+	switch {
+	case r.Overlay:
+		return r.Destination.String() + " dev " + OverlayDevice
+	case !r.Gateway.IsValid():
 		return "unreachable " + r.Destination.String()
 	}
 	return r.Destination.String() + " via " + r.Gateway.String()
 }
 
 func compareRoutes(a, b Route) int {
-	return cmp.Or(a.Destination.Compare(b.Destination), a.Gateway.Compare(b.Gateway))
+	return cmp.Or(a.Destination.Compare(b.Destination), a.Gateway.Compare(b.Gateway), a.Source.Compare(b.Source))
+}
+
+// way finds how a node's range of pods is reached, or says why it is not.
+type way func(n model.Node, pods netip.Prefix) (r Route, problem string)
+
+// native leads by the nodes' addresses.
+func native(n model.Node, pods netip.Prefix) (Route, string) {
+	i := slices.IndexFunc(n.Addresses, func(a netip.Addr) bool { return a.Is4() == pods.Addr().Is4() })
+	if i < 0 {
+		return Route{}, fmt.Sprintf("no address of the family of its pod CIDR %s", pods)
+	}
+	return Route{Destination: pods, Gateway: n.Addresses[i]}, ""
+}
+
+// tunnelled leads by tunnels from local, which are noted.
+func tunnelled(own []netip.Prefix, local []netip.Addr, tunnels map[netip.Prefix]Tunnel) way {
+	return func(n model.Node, pods netip.Prefix) (Route, string) {
+		tunnel, found := tunnelTo(n, local)
+		if !found {
+			return Route{}, "no address of a family that this node has one of"
+		}
+		tunnels[pods] = tunnel
+		r := Route{Destination: pods, Overlay: true}
+		for _, prefix := range own {
+			if prefix.Addr().Is4() == pods.Addr().Is4() {
+				r.Source = nodeAddress(prefix)
+			}
+		}
+		return r, ""
+	}
 }
 
 // routes says which routes the node self with the pod ranges own should have
 // so that it reaches the pods of nodes. The ranges of its own that no pod has
 // are unreachable: a packet to one must not go to the default route, whose
 // router would send it back.
-func routes(self string, own []netip.Prefix, nodes []model.Node) (wanted []Route, problems []string) {
+func routes(self string, own []netip.Prefix, nodes []model.Node, find way) (wanted []Route, problems []string) {
 	owner := map[netip.Prefix]string{}
 	for _, prefix := range own {
 		wanted = append(wanted, Route{Destination: prefix})
@@ -63,13 +99,13 @@ func routes(self string, own []netip.Prefix, nodes []model.Node) (wanted []Route
 				problems = append(problems, fmt.Sprintf("node %s: its pod CIDR %s is node %s's as well: no route to it", n.Name, prefix, other))
 				continue
 			}
-			i := slices.IndexFunc(n.Addresses, func(a netip.Addr) bool { return a.Is4() == prefix.Addr().Is4() })
-			if i < 0 {
-				problems = append(problems, fmt.Sprintf("node %s: no address of the family of its pod CIDR %s: no route to it", n.Name, prefix))
+			route, problem := find(n, prefix)
+			if problem != "" {
+				problems = append(problems, fmt.Sprintf("node %s: %s: no route to it", n.Name, problem))
 				continue
 			}
 			owner[prefix] = n.Name
-			wanted = append(wanted, Route{Destination: prefix, Gateway: n.Addresses[i]})
+			wanted = append(wanted, route)
 		}
 	}
 	slices.SortFunc(wanted, compareRoutes)
@@ -104,8 +140,9 @@ func difference(there, wanted []Route) (add, change, remove []Route) {
 	return add, change, remove
 }
 
-// ours lists the routes that bear our protocol number.
-func ours() (list []Route, err error) {
+// ours lists the routes that bear our protocol number; overlay is the index of
+// the overlay's device.
+func ours(overlay int) (list []Route, err error) {
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		found, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: Protocol, Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 		if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
@@ -114,7 +151,12 @@ func ours() (list []Route, err error) {
 		for _, r := range found {
 			if destination, ok := prefixOf(r.Dst, family); ok {
 				gateway, _ := netip.AddrFromSlice(r.Gw)
-				list = append(list, Route{Destination: destination, Gateway: gateway.Unmap()})
+				route := Route{Destination: destination, Gateway: gateway.Unmap()}
+				if overlay != 0 && r.LinkIndex == overlay {
+					source, _ := netip.AddrFromSlice(r.Src)
+					route.Overlay, route.Source = true, source.Unmap()
+				}
+				list = append(list, route)
 			}
 		}
 	}
@@ -123,26 +165,26 @@ func ours() (list []Route, err error) {
 
 // apply makes the kernel's routes the wanted ones. Without complete nothing is
 // removed: the cluster's nodes are not all known yet.
-func apply(wanted []Route, complete bool) (problems []string, err error) {
-	there, err := ours()
+func apply(wanted []Route, complete bool, overlay int) (problems []string, err error) {
+	there, err := ours(overlay)
 	if err != nil {
 		return nil, err
 	}
 	add, change, remove := difference(there, wanted)
 	if complete {
 		for _, r := range remove {
-			if err := netlink.RouteDel(kernelRoute(r)); err != nil && !errors.Is(err, unix.ESRCH) {
+			if err := netlink.RouteDel(kernelRoute(r, overlay)); err != nil && !errors.Is(err, unix.ESRCH) {
 				problems = append(problems, fmt.Sprintf("remove route %s: %v", r, err))
 			}
 		}
 	}
 	for _, r := range change {
-		if err := netlink.RouteReplace(kernelRoute(r)); err != nil {
+		if err := netlink.RouteReplace(kernelRoute(r, overlay)); err != nil {
 			problems = append(problems, explain(r, err))
 		}
 	}
 	for _, r := range add {
-		if err := netlink.RouteAdd(kernelRoute(r)); err != nil {
+		if err := netlink.RouteAdd(kernelRoute(r, overlay)); err != nil {
 			problems = append(problems, explain(r, err))
 		}
 	}
@@ -160,15 +202,21 @@ func explain(r Route, err error) string {
 	return fmt.Sprintf("route %s: %v", r, err)
 }
 
-func kernelRoute(r Route) *netlink.Route {
+func kernelRoute(r Route, overlay int) *netlink.Route {
 	route := &netlink.Route{
 		Dst:      &net.IPNet{IP: r.Destination.Addr().AsSlice(), Mask: net.CIDRMask(r.Destination.Bits(), r.Destination.Addr().BitLen())},
 		Protocol: Protocol,
 		Table:    unix.RT_TABLE_MAIN,
 	}
-	if r.Gateway.IsValid() {
+	switch {
+	case r.Overlay:
+		route.LinkIndex, route.Scope = overlay, netlink.SCOPE_LINK
+		if r.Source.IsValid() {
+			route.Src = r.Source.AsSlice()
+		}
+	case r.Gateway.IsValid():
 		route.Gw = r.Gateway.AsSlice()
-	} else {
+	default:
 		route.Type = unix.RTN_UNREACHABLE
 	}
 	return route
@@ -188,12 +236,12 @@ func prefixOf(n *net.IPNet, family int) (netip.Prefix, bool) {
 
 // removeRoutes takes all of our routes away.
 func removeRoutes() error {
-	there, err := ours()
+	there, err := ours(0)
 	if err != nil {
 		return err
 	}
 	for _, r := range there {
-		if err := netlink.RouteDel(kernelRoute(r)); err != nil && !errors.Is(err, unix.ESRCH) {
+		if err := netlink.RouteDel(kernelRoute(r, 0)); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("remove route %s: %w", r, err)
 		}
 	}

@@ -22,9 +22,13 @@ import (
 // tricklers are pods on two nodes: a client on the first, and on the second a
 // server behind a service that says ten lines a second, its client's address, and
 // listens to nothing.
-func tricklers(t *testing.T, flags ...string) (nodes []*Node) {
+func tricklers(t *testing.T) []*Node {
 	t.Helper()
-	nodes = NewNodes(t, 2)
+	return tricklersOn(t, NewNodes(t, 2))
+}
+
+func tricklersOn(t *testing.T, nodes []*Node, flags ...string) []*Node {
+	t.Helper()
 	for _, n := range nodes {
 		n.Flags = flags
 		n.Write("service.yaml", `
