@@ -10,18 +10,21 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 )
 
-// An Image is an OCI image of one layer.
+// An Image is an OCI image of one layer, or of two with a base.
 type Image struct {
 	Names      []string          // "registry.example/mooring/app:1"
 	Files      map[string]string // static binaries of this machine, by their place in the image
 	Entrypoint []string
 
+	Base        string   // a directory that is a root file system, below the files
+	Command     []string // the entry point's arguments
 	Environment []string // PATH=/bin:/ when there is none
 }
 
@@ -48,9 +51,22 @@ func (i Image) Write(path string) error {
 	defer out.Close()
 	archive := archive{tar.NewWriter(out)}
 
-	l, err := archive.blob("application/vnd.oci.image.layer.v1.tar", layer)
-	if err != nil {
-		return fmt.Errorf("image %s: %w", i.Names[0], err)
+	contents := [][]byte{layer}
+	if i.Base != "" {
+		base, err := exec.Command("tar", "--numeric-owner", "-C", i.Base, "-c", ".").Output()
+		if err != nil {
+			return fmt.Errorf("image %s: tar of %s: %w", i.Names[0], i.Base, err)
+		}
+		contents = [][]byte{base, layer}
+	}
+	var layers []descriptor
+	var digests []string
+	for _, content := range contents {
+		l, err := archive.blob("application/vnd.oci.image.layer.v1.tar", content)
+		if err != nil {
+			return fmt.Errorf("image %s: %w", i.Names[0], err)
+		}
+		layers, digests = append(layers, l), append(digests, l.Digest)
 	}
 	environment := i.Environment
 	if environment == nil {
@@ -59,15 +75,15 @@ func (i Image) Write(path string) error {
 	platform := map[string]string{"architecture": runtime.GOARCH, "os": "linux"}
 	config, err := archive.object("application/vnd.oci.image.config.v1+json", map[string]any{
 		"architecture": platform["architecture"], "os": platform["os"],
-		"config": map[string]any{"Entrypoint": i.Entrypoint, "Env": environment, "WorkingDir": "/"},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{l.Digest}},
+		"config": map[string]any{"Entrypoint": i.Entrypoint, "Cmd": i.Command, "Env": environment, "WorkingDir": "/"},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": digests},
 	})
 	if err != nil {
 		return fmt.Errorf("image %s: %w", i.Names[0], err)
 	}
 	manifest, err := archive.object("application/vnd.oci.image.manifest.v1+json", map[string]any{
 		"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-		"config": config, "layers": []descriptor{l},
+		"config": config, "layers": layers,
 	})
 	if err != nil {
 		return fmt.Errorf("image %s: %w", i.Names[0], err)

@@ -61,7 +61,7 @@ func start(t netns.T, n int, hosts bool) *Cluster {
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
-	c := &Cluster{t: t, processes: map[string]*netns.Process{}, bin: buildPrograms(t, root), Programs: containerd.Build(t)}
+	c := &Cluster{t: t, processes: map[string]*netns.Process{}, bin: buildPrograms(t, root, packages), Programs: containerd.Build(t)}
 	c.dir = netns.Directory(t, "cluster")
 	c.Outside = netns.NewOutside(t)
 	c.cgroup = netns.NewCgroup(t, "control")

@@ -23,13 +23,28 @@ const Version = "v1.37.2"
 
 // The programs, by the package that each is built from. The API server comes
 // first: it contains most of what the others are made of.
-var packages = []struct{ name, path string }{
-	{"kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"},
-	{"kubelet", "k8s.io/kubernetes/cmd/kubelet"},
-	{"kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"},
-	{"kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler"},
-	{"kubectl", "k8s.io/kubernetes/cmd/kubectl"},
-	{"etcd", "go.etcd.io/etcd/server/v3"},
+var packages = []program{
+	{name: "kube-apiserver", path: "k8s.io/kubernetes/cmd/kube-apiserver"},
+	{name: "kubelet", path: "k8s.io/kubernetes/cmd/kubelet"},
+	{name: "kube-controller-manager", path: "k8s.io/kubernetes/cmd/kube-controller-manager"},
+	{name: "kube-scheduler", path: "k8s.io/kubernetes/cmd/kube-scheduler"},
+	{name: "kubectl", path: "k8s.io/kubernetes/cmd/kubectl"},
+	{name: "etcd", path: "go.etcd.io/etcd/server/v3"},
+}
+
+// What the conformance tests need besides. kube-proxy is for comparison.
+var conformancePackages = []program{
+	{name: "e2e.test", path: "k8s.io/kubernetes/test/e2e", test: true},
+	{name: "agnhost", path: "k8s.io/kubernetes/test/images/agnhost"},
+	{name: "regression-issue-74839", path: "k8s.io/kubernetes/test/images/regression-issue-74839"},
+	{name: "coredns", path: "github.com/coredns/coredns", module: "coredns"},
+	{name: "kube-proxy", path: "k8s.io/kubernetes/cmd/kube-proxy"},
+}
+
+type program struct {
+	name, path string
+	module     string // below that of Kubernetes
+	test       bool   // a test binary
 }
 
 // cacheDirectory is where programs stay between runs.
@@ -42,7 +57,7 @@ func cacheDirectory(root string) string {
 
 // buildPrograms returns the directory of the cluster's programs. Those that the
 // cache does not have are built: some ten minutes on two processors.
-func buildPrograms(t netns.T, root string) string {
+func buildPrograms(t netns.T, root string, packages []program) string {
 	t.Helper()
 	module := filepath.Join(root, "test", "kubernetes", "build")
 	dir, err := programsDirectory(root, module)
@@ -70,8 +85,12 @@ func buildPrograms(t netns.T, root string) string {
 			continue
 		}
 		start := time.Now()
-		command := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", path+".new", p.path)
-		command.Dir = module
+		how := []string{"build"}
+		if p.test {
+			how = []string{"test", "-c", "-vet=off"} // vet would look at all that it imports
+		}
+		command := exec.Command("go", append(how, "-trimpath", "-buildvcs=false", "-ldflags", flags, "-o", path+".new", p.path)...)
+		command.Dir = filepath.Join(module, p.module)
 		command.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 		if out, err := command.CombinedOutput(); err != nil {
 			t.Fatalf("build %s: %v\n%s", p.name, err, out)

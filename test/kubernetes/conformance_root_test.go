@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build root
+
+package kubernetes
+
+import (
+	"encoding/xml"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mooring-cni/mooring/test/containerd"
+	"github.com/mooring-cni/mooring/test/netns"
+)
+
+var (
+	focus   = flag.String("focus", "", "of the upstream suite: a regular expression; the chosen specs when empty, \"all\" for all that are about services and pods' networks")
+	proxy   = flag.String("proxy", "mooring", "what is tested: mooring, or kube-proxy (with the bridge plugin)")
+	results = flag.String("results", "", "file to which each spec's result is written, a line each")
+)
+
+// The suite's parts that are about what Mooring does, and what is left out of
+// them: specs that take minutes, want a cluster to themselves or a cloud.
+const (
+	ourFocus = `\[sig-network\] (Services|Networking|Conntrack|HostPort|DNS|Connectivity Pod Lifecycle)`
+	ourSkip  = `\[Slow\]|\[Serial\]|\[Disruptive\]|\[Flaky\]|\[Feature|FeatureGate|\[Provider`
+)
+
+// chosen run always: one of each kind.
+var chosen = []string{
+	`Services should serve a basic endpoint from pods`,
+	`Services should serve multiport endpoints from pods`,
+	`Services should be able to create a functioning NodePort service`,
+	`Services should have session affinity work for service with type clusterIP`,
+	`Services should be rejected when no endpoints exist`,
+	`Services should allow pods to hairpin back to themselves through services`,
+	`Services should fallback to terminating endpoints when there are no ready endpoints with internalTrafficPolicy=Cluster`,
+	`Conntrack should be able to preserve UDP traffic when server pod cycles for a ClusterIP service \[`,
+	`Networking Granular Checks: Pods should function for intra-pod communication: http`,
+	`Networking Granular Checks: Services should function for pod-Service: udp`,
+	`HostPort validates that there is no conflict`,
+	`DNS should provide DNS for services`,
+	`Connectivity Pod Lifecycle should be able to connect from a Pod to a terminating Pod`,
+}
+
+// conformanceImage is what every image of the suite's pods is: agnhost in a small
+// Debian that has the tools which specs call.
+func (c *Cluster) conformanceImages(t *testing.T) (archives []string) {
+	t.Helper()
+	rootfs := filepath.Join(c.bin, "rootfs")
+	if _, err := os.Stat(rootfs); err != nil {
+		start := time.Now()
+		command := exec.Command("debootstrap", "--variant=minbase", "--include=curl,netcat-openbsd,iproute2,dnsutils,socat,iperf", "bookworm", rootfs+".new")
+		if out, err := command.CombinedOutput(); err != nil {
+			t.Fatalf("debootstrap: %v\n%s", err, out)
+		}
+		if err := os.Rename(rootfs+".new", rootfs); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("the images' file system is made in %v", time.Since(start).Round(time.Second))
+	}
+	out, err := exec.Command(filepath.Join(c.bin, "e2e.test"), "--list-images").Output()
+	if err != nil {
+		t.Fatalf("list the suite's images: %v", err)
+	}
+	var names []string
+	regression := ""
+	for name := range strings.FieldsSeq(string(out)) {
+		switch {
+		case strings.Contains(name, "/regression-issue-74839:"):
+			regression = name
+		case strings.Contains(name, "/agnhost:"), strings.Contains(name, "/busybox:"), strings.Contains(name, "/glibc-dns-testing:"), strings.Contains(name, "/nginx:"):
+			names = append(names, name)
+		}
+	}
+	if regression == "" || len(names) == 0 {
+		t.Fatalf("the suite's images are\n%s", out)
+	}
+	agnhost := filepath.Join(c.bin, "agnhost")
+	path := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	for i, image := range []containerd.Image{
+		{Names: names, Base: rootfs, Files: map[string]string{"/agnhost": agnhost, "/agnhost-2": agnhost}, Entrypoint: []string{"/agnhost"}, Command: []string{"pause"}, Environment: path},
+		{Names: []string{regression}, Files: map[string]string{"/regression-issue-74839": filepath.Join(c.bin, "regression-issue-74839")}, Entrypoint: []string{"/regression-issue-74839"}, Environment: path},
+	} {
+		archive := c.path(fmt.Sprintf("conformance-%d.tar", i))
+		if err := image.Write(archive); err != nil {
+			t.Fatal(err)
+		}
+		archives = append(archives, archive)
+	}
+	return archives
+}
+
+// serveDNS runs the cluster's DNS server beside the control plane.
+func (c *Cluster) serveDNS(t *testing.T) {
+	t.Helper()
+	corefile := fmt.Sprintf(`.:53 {
+	bind %s
+	kubernetes cluster.local in-addr.arpa ip6.arpa {
+		kubeconfig %s
+		pods insecure
+		fallthrough in-addr.arpa ip6.arpa
+	}
+	cache 5
+}
+`, netns.Router, c.Kubeconfig("admin"))
+	if err := os.WriteFile(c.path("Corefile"), []byte(corefile), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c.run("coredns", "-conf", c.path("Corefile"))
+	c.Apply(t, fmt.Sprintf(`
+apiVersion: v1
+kind: Service
+metadata: {name: kube-dns, namespace: kube-system}
+spec: {clusterIP: %s, ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53, protocol: TCP}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: kube-dns-1, namespace: kube-system, labels: {kubernetes.io/service-name: kube-dns}}
+addressType: IPv4
+ports: [{name: dns, port: 53, protocol: UDP}, {name: dns-tcp, port: 53, protocol: TCP}]
+endpoints: [{addresses: [%s], conditions: {ready: true}}]
+`, DNSIP, netns.Router))
+}
+
+// startKubeProxy makes a node as most clusters have it, to compare with.
+func (n *Node) startKubeProxy(t *testing.T, others []*Node) {
+	t.Helper()
+	for _, other := range others {
+		if other != n {
+			n.Sh(t, fmt.Sprintf("ip route add %s via %s; ip -6 route add %s via %s", other.PodCIDRs[0], other.IP, other.PodCIDRs[1], other.IP6))
+		}
+	}
+	n.cluster.processes["kube-proxy-"+n.NodeName] = n.Command(filepath.Join(n.cluster.bin, "kube-proxy"), "--kubeconfig="+n.cluster.Kubeconfig("admin"),
+		"--hostname-override="+n.NodeName, "--proxy-mode=nftables", "--cluster-cidr="+PodCIDRs,
+		"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0").In(n.Runtime.Cgroup).Background(t)
+	n.Runtime.Install(t, fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "bridge-%s", "plugins": [
+		{"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true, "ipMasq": true,
+		 "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": %q}], [{"subnet": %q}]], "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}}, %s]}`,
+		n.Name(), filepath.Join(n.Dir, "host-local"), n.PodCIDRs[0], n.PodCIDRs[1], portmap))
+}
+
+type spec struct {
+	Name    string  `xml:"name,attr"`
+	Status  string  `xml:"status,attr"`
+	Seconds float64 `xml:"time,attr"`
+	Failure string  `xml:"failure"`
+}
+
+// specs are the results that the suite has left in a directory.
+func specs(t *testing.T, directory string) (ran []spec) {
+	t.Helper()
+	reports, err := filepath.Glob(filepath.Join(directory, "junit*.xml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, report := range reports {
+		content, err := os.ReadFile(report)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var suites struct {
+			Cases []spec `xml:"testsuite>testcase"`
+		}
+		if err := xml.Unmarshal(content, &suites); err != nil {
+			t.Fatalf("read %s: %v", report, err)
+		}
+		for _, s := range suites.Cases {
+			if s.Status != "skipped" && strings.HasPrefix(s.Name, "[It]") {
+				ran = append(ran, s)
+			}
+		}
+	}
+	return ran
+}
+
+// TestConformance runs specs of Kubernetes' own suite in a cluster that has no
+// kube-proxy.
+func TestConformance(t *testing.T) {
+	root, err := containerd.ModuleRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	buildPrograms(t, root, slices.Concat(packages, conformancePackages))
+	c := Start(t, 2)
+	c.Apply(t, rights(t))
+	archives := c.conformanceImages(t)
+	for _, n := range c.Nodes {
+		for _, archive := range archives {
+			n.Runtime.Import(t, archive)
+		}
+		switch *proxy {
+		case "mooring":
+			n.StartMooring("metricsAddress: 127.0.0.1:9964\n")
+			n.Runtime.Install(t, containerd.Conflist(n.Node, "1.0.0", portmap))
+		case "kube-proxy":
+			n.startKubeProxy(t, c.Nodes)
+		default:
+			t.Fatalf("-proxy %s: mooring or kube-proxy", *proxy)
+		}
+	}
+	c.serveDNS(t)
+	for _, n := range c.Nodes {
+		c.Eventually(time.Minute, n.NodeName+" is ready", func() bool {
+			ready, _ := c.ready(n)
+			return ready
+		})
+	}
+
+	expression, limit := *focus, 150*time.Minute
+	switch expression {
+	case "all":
+		expression = ourFocus
+	case "":
+		expression, limit = `\[sig-network\] (`+strings.Join(chosen, "|")+`)`, 12*time.Minute
+	}
+	if _, err := regexp.Compile(expression); err != nil {
+		t.Fatalf("-focus: %v", err)
+	}
+	reports := c.path("reports")
+	command := c.Outside.Command(filepath.Join(c.bin, "e2e.test"), "--kubeconfig="+c.Kubeconfig("admin"), "--provider=skeleton", "--num-nodes=2",
+		"--disable-log-dump", "--report-dir="+reports, "--ginkgo.no-color", "--ginkgo.timeout="+limit.String(), "--ginkgo.focus="+expression, "--ginkgo.skip="+ourSkip).In(c.cgroup)
+	command.Env = append(os.Environ(), "PATH="+c.bin+":"+os.Getenv("PATH"))
+	start := time.Now()
+	out, failed := command.CombinedOutput()
+	ran := specs(t, reports)
+	if len(ran) == 0 {
+		t.Fatalf("no spec ran (%v):\n%s", failed, out[max(0, len(out)-20000):])
+	}
+	slices.SortFunc(ran, func(a, b spec) int { return strings.Compare(a.Name, b.Name) })
+	var lines strings.Builder
+	passed := 0
+	for _, s := range ran {
+		name := strings.TrimPrefix(s.Name, "[It] ")
+		fmt.Fprintf(&lines, "%s\t%.0f\t%s\n", s.Status, s.Seconds, name)
+		if s.Status == "passed" {
+			passed++
+			continue
+		}
+		t.Errorf("%s: %s\n%s", s.Status, name, s.Failure)
+	}
+	t.Logf("%d of %d specs passed in %v with %s\n%s", passed, len(ran), time.Since(start).Round(time.Second), *proxy, &lines)
+	if *focus == "" && len(ran) < len(chosen) {
+		t.Errorf("%d specs are chosen, %d ran", len(chosen), len(ran))
+	}
+	if *results != "" {
+		if err := os.WriteFile(*results, []byte(lines.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
