@@ -72,6 +72,13 @@ KUBERNETES_PACKAGES = $(shell $(GO) list -tags root ./... | grep -E '/test/(kube
 test-kubernetes: need-root ## containerd, kubelet and a control plane, all built from their modules (root)
 	@test -z "$(KUBERNETES_PACKAGES)" || $(GO) test -tags root -count=1 -timeout 40m -v $(KUBERNETES_PACKAGES)
 
+# FOCUS="..." for some of the specs, PROXY=kube-proxy to compare with it.
+.PHONY: conformance
+conformance: need-root ## Kubernetes' own suite, what it has about services and networks, without kube-proxy (root; an hour)
+	@.ci/deps debootstrap=debootstrap
+	$(GO) test -tags root -count=1 -timeout 3h -v -run '^TestConformance$$' ./test/kubernetes -focus '$(or $(FOCUS),all)' \
+		$(if $(PROXY),-proxy $(PROXY)) -results $(CURDIR)/conformance-$(or $(PROXY),mooring).txt
+
 .PHONY: lint
 lint: ## gofmt, go vet and golangci-lint over every build tag
 	@out=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
