@@ -93,6 +93,7 @@ var Jobs = []Job{
 	{Package: "./test/kernels/smoke", Programs: []string{"iptables", "ip6tables", "nft"},
 		Kernels: []string{"5.10", "6.1", "6.12", "newest"}},
 	{Package: "./bpf", Run: "^TestEveryProgramLoads$"},
+	{Package: "./test/reachability", Run: "^TestProgramsAgreeWithTheReference$"},
 }
 
 // What the scenario level needs of this module and of the machine.

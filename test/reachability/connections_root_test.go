@@ -9,12 +9,12 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/mooring-cni/mooring/daemon/api"
 	"github.com/mooring-cni/mooring/test/netns"
 	"github.com/mooring-cni/mooring/test/scenario"
 )
@@ -80,13 +80,20 @@ func (c *cluster) show(t *testing.T, w *World, name string) {
 		n.Write("world.json", string(marked.Manifests()))
 	}
 	for _, n := range c.nodes {
-		api := n.API()
-		netns.Eventually(t, 30*time.Second, n.NodeName+" enforces "+name, func() bool {
-			list, err := api.Policies(context.Background())
-			return err == nil && strings.Contains(fmt.Sprint(list), name)
-		})
-		api.Close()
+		enforces(t, n, name)
 	}
+}
+
+// enforces waits until a node does what a manifest says that has a policy of
+// that name, which is about nobody.
+func enforces(t *testing.T, n *scenario.Node, name string) {
+	t.Helper()
+	c := n.API()
+	defer c.Close()
+	netns.Eventually(t, 30*time.Second, n.NodeName+" enforces "+name, func() bool {
+		list, err := c.Policies(context.Background())
+		return err == nil && slices.ContainsFunc(list, func(p api.Policy) bool { return p.Name == name })
+	})
 }
 
 // attempt is one connection, or one question by UDP.

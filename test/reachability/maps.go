@@ -13,13 +13,13 @@ import (
 var Maps = []string{"mooring_policies", "mooring_identities", "mooring_verdicts", "mooring_profiles", "mooring_policy_drops"}
 
 // openMaps opens the pinned maps of the datapath below bpffs, for one visit each.
-func openMaps(bpffs string, visit func(name string, m *ebpf.Map) error) error {
+func openMaps(bpffs string, readOnly bool, visit func(name string, m *ebpf.Map) error) error {
 	for _, name := range Maps {
 		pins, err := filepath.Glob(filepath.Join(bpffs, "v*", "maps", name))
 		if err != nil || len(pins) != 1 {
 			return fmt.Errorf("%s is pinned below %s as %q (%v)", name, bpffs, pins, err)
 		}
-		m, err := ebpf.LoadPinnedMap(pins[0], &ebpf.LoadPinOptions{ReadOnly: true})
+		m, err := ebpf.LoadPinnedMap(pins[0], &ebpf.LoadPinOptions{ReadOnly: readOnly})
 		if err != nil {
 			return fmt.Errorf("open %s: %w", pins[0], err)
 		}
@@ -35,7 +35,7 @@ func openMaps(bpffs string, visit func(name string, m *ebpf.Map) error) error {
 // MapMemory is what the kernel says that the maps of policies take, in bytes.
 func MapMemory(bpffs string) (uint64, error) {
 	var sum uint64
-	err := openMaps(bpffs, func(name string, m *ebpf.Map) error {
+	err := openMaps(bpffs, true, func(name string, m *ebpf.Map) error {
 		info, err := m.Info()
 		if err != nil {
 			return fmt.Errorf("read about %s: %w", name, err)
@@ -50,7 +50,7 @@ func MapMemory(bpffs string) (uint64, error) {
 // Contents are the entries of the maps that say who is allowed what, by map, each as text.
 func Contents(bpffs string) (map[string]map[string]string, error) {
 	all := make(map[string]map[string]string)
-	err := openMaps(bpffs, func(name string, m *ebpf.Map) error {
+	err := openMaps(bpffs, true, func(name string, m *ebpf.Map) error {
 		if m.Type() != ebpf.Hash && m.Type() != ebpf.LPMTrie {
 			return nil
 		}

@@ -42,6 +42,9 @@ type Pod struct {
 	namespace, name string
 }
 
+// built is the directory of programs that were made here.
+var built string
+
 // programs are built once for all tests of a process; MOORING_BIN names a
 // directory that has them already.
 var programs = sync.OnceValues(func() (string, error) {
@@ -56,6 +59,7 @@ var programs = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	built = dir
 	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-X main.version=v0.0.0-test", "-o", dir+"/",
 		"./daemon/mooringd", "./daemon/mooring", "./plugins/mooring-cni", "./plugins/mooring-ipam")
 	build.Dir = filepath.Dir(strings.TrimSpace(string(module)))
@@ -69,10 +73,8 @@ var programs = sync.OnceValues(func() (string, error) {
 
 // RemovePrograms removes what was built; the last thing that a test process does.
 func RemovePrograms() {
-	if os.Getenv("MOORING_BIN") == "" {
-		if dir, err := programs(); err == nil {
-			os.RemoveAll(dir)
-		}
+	if built != "" {
+		os.RemoveAll(built)
 	}
 }
 
