@@ -60,6 +60,60 @@ func TestRoutesLeadToTheOtherNodesPods(t *testing.T) {
 	}
 }
 
+func TestTunnelsLeadToTheOtherNodesPods(t *testing.T) {
+	uplinks := []Uplink{{Addresses: addresses("192.0.2.5", "192.0.2.1", "2001:db8::1")}}
+	nodes := []model.Node{
+		machine("a", []string{"192.0.2.1", "198.51.100.1"}, "10.244.0.0/24"), // this one; the second address is no uplink's
+		machine("b", []string{"2001:db8::2", "192.0.2.2"}, "10.244.1.0/24", "fd00:10:244:1::/64"),
+		machine("c", []string{"2001:db8::3"}, "10.244.2.0/24"),
+		machine("d", nil, "10.244.3.0/24"),
+	}
+	own := prefixes("10.244.0.0/24", "fd00:10:244::/64")
+	tunnels := map[netip.Prefix]Tunnel{}
+	wanted, problems := routes("a", own, nodes, tunnelled(own, tunnelAddresses("a", nodes, uplinks), tunnels))
+	if diff := cmp.Diff([]string{
+		"unreachable 10.244.0.0/24", "10.244.1.0/24 dev mooring_vxlan", "10.244.2.0/24 dev mooring_vxlan",
+		"unreachable fd00:10:244::/64", "fd00:10:244:1::/64 dev mooring_vxlan",
+	}, texts(wanted)); diff != "" {
+		t.Errorf("routes (-want +got):\n%s", diff)
+	}
+	for _, r := range wanted {
+		if r.Overlay && r.Source != nodeAddress(own[0]) && r.Source != nodeAddress(own[1]) {
+			t.Errorf("%s is used from %s", r, r.Source)
+		}
+	}
+	if diff := cmp.Diff([]string{"node d: no address of a family that this node has one of: no route to it"}, problems); diff != "" {
+		t.Errorf("problems (-want +got):\n%s", diff)
+	}
+	got := map[string]string{}
+	for pods, tunnel := range tunnels {
+		got[pods.String()] = tunnel.Local.String() + " " + tunnel.Remote.String()
+	}
+	if diff := cmp.Diff(map[string]string{
+		"10.244.1.0/24": "192.0.2.1 192.0.2.2", "fd00:10:244:1::/64": "192.0.2.1 192.0.2.2", "10.244.2.0/24": "2001:db8::1 2001:db8::3",
+	}, got); diff != "" {
+		t.Errorf("tunnels (-want +got):\n%s", diff)
+	}
+
+	if got := overhead(tunnels, uplinks); got != 70 {
+		t.Errorf("one node over IPv6 costs %d", got)
+	}
+	delete(tunnels, prefixes("10.244.2.0/24")[0])
+	if got := overhead(tunnels, uplinks); got != 50 {
+		t.Errorf("all over IPv4 costs %d", got)
+	}
+	if got := overhead(nil, []Uplink{{Addresses: addresses("2001:db8::1")}}); got != 70 {
+		t.Errorf("a node without IPv4 costs %d", got)
+	}
+}
+
+func addresses(list ...string) (out []netip.Addr) {
+	for _, a := range list {
+		out = append(out, netip.MustParseAddr(a))
+	}
+	return out
+}
+
 func TestDifferenceIsWhatIsLeftToDo(t *testing.T) {
 	route := func(to, via string) Route {
 		r := Route{Destination: netip.MustParsePrefix(to)}
