@@ -37,7 +37,7 @@ var conformancePackages = []program{
 	{name: "e2e.test", path: "k8s.io/kubernetes/test/e2e", test: true},
 	{name: "agnhost", path: "k8s.io/kubernetes/test/images/agnhost"},
 	{name: "regression-issue-74839", path: "k8s.io/kubernetes/test/images/regression-issue-74839"},
-	{name: "coredns", path: "github.com/coredns/coredns", module: "coredns"},
+	{name: "coredns", path: ".", module: "coredns"},
 	{name: "kube-proxy", path: "k8s.io/kubernetes/cmd/kube-proxy"},
 }
 
