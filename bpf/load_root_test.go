@@ -4,13 +4,22 @@
 
 package bpf
 
-import "testing"
+import (
+	"path/filepath"
+	"testing"
+)
 
 func TestEveryProgramLoads(t *testing.T) {
 	d := load(t)
 	t.Logf("%d jiffies a second; hook %+v", d.JiffiesPerSecond, d.Hook)
 	if _, err := d.RollCall([]string{"/proc/self/ns/net"}); err != nil {
 		t.Error(err)
+	}
+	if _, err := d.RollCall([]string{filepath.Join(t.TempDir(), "gone")}); err != nil {
+		t.Errorf("of a namespace that is gone: %v", err)
+	}
+	if _, err := d.RollCall([]string{filepath.Join(t.TempDir(), "unseen", "pod")}); err == nil {
+		t.Error("namespaces whose directory is not there pass for gone")
 	}
 	if _, err := d.Bury(); err != nil {
 		t.Error(err)

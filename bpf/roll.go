@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 
 	"github.com/cilium/ebpf"
@@ -74,6 +75,11 @@ func (d *Datapath) RollCall(namespaces []string) (uint32, error) {
 
 func (r *rollCall) in(path string) error {
 	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(filepath.Dir(path)); err != nil {
+			return fmt.Errorf("%v: mount the node's into the daemon's container", err)
+		}
+	}
 	if err != nil {
 		return err
 	}
