@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/mooring-cni/mooring/daemon/model"
 )
@@ -317,5 +319,25 @@ func TestOneBadFileDoesNotFloodTheProblems(t *testing.T) {
 	_, problems := parsedText(content.String())
 	if len(problems) > maxFileProblems+2 || !strings.Contains(problems[len(problems)-1], "more problems; mend those listed first") {
 		t.Errorf("%d problems, the last is %q", len(problems), problems[len(problems)-1])
+	}
+}
+
+func TestNodeThatIsToGoIsLeaving(t *testing.T) {
+	now := metav1.Now()
+	taint := func(key string) corev1.NodeSpec {
+		return corev1.NodeSpec{Taints: []corev1.Taint{{Key: key, Effect: corev1.TaintEffectNoSchedule}}}
+	}
+	for name, c := range map[string]struct {
+		node corev1.Node
+		want bool
+	}{
+		"a node":                      {corev1.Node{}, false},
+		"cordoned":                    {corev1.Node{Spec: taint("node.kubernetes.io/unschedulable")}, false},
+		"chosen by the autoscaler":    {corev1.Node{Spec: taint("ToBeDeletedByClusterAutoscaler")}, true},
+		"deleted, and not let go yet": {corev1.Node{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: &now}}, true},
+	} {
+		if got := convertNode(&c.node, &report{}).Leaving; got != c.want {
+			t.Errorf("%s: leaving %v", name, got)
+		}
 	}
 }

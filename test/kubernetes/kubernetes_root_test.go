@@ -220,6 +220,77 @@ spec: {type: ExternalName, externalName: example.org}
 		loads.check(t)
 	})
 
+	t.Run("connections to another node outlive either daemon's crash", func(t *testing.T) {
+		held := c.inBackground(append(clients, clients...), "hold", "-seconds", "45", "10.96.0.100:80")
+		held = append(held, c.inBackground(append(clients, clients...), "hold", "-seconds", "45", "[fd00:10:96::100]:80")...)
+		time.Sleep(3 * time.Second)
+		for _, n := range c.Nodes {
+			n.Daemon.Kill()
+			time.Sleep(time.Second)
+			n.Daemon.Launch()
+		}
+		held.check(t)
+	})
+
+	t.Run("load balancers are told of the nodes and of a service's pods there", func(t *testing.T) {
+		code := func(n *Node, port int) int {
+			request, err := c.Outside.HTTPClient().Get(fmt.Sprintf("http://%s:%d/healthz", n.IP, port))
+			if err != nil {
+				return 0
+			}
+			request.Body.Close()
+			return request.StatusCode
+		}
+		c.Apply(t, "apiVersion: v1\nkind: Service\nmetadata: {name: local}\nspec: {type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 30777, selector: {app: only-b}, ports: [{port: 80, targetPort: 8080}]}")
+		c.Apply(t, "apiVersion: v1\nkind: Pod\nmetadata: {name: only-b, labels: {app: only-b}}\nspec: "+app(b.NodeName, "serve"))
+		for _, n := range c.Nodes {
+			c.Eventually(30*time.Second, n.NodeName+" is healthy", func() bool { return code(n, 10256) == 200 })
+		}
+		c.Eventually(60*time.Second, "the node with the pod is chosen, the other is not", func() bool { return code(b, 30777) == 200 && code(a, 30777) == 503 })
+		c.Kubectl(t, "taint", "node", b.NodeName, "ToBeDeletedByClusterAutoscaler=:PreferNoSchedule")
+		c.Eventually(30*time.Second, "a node that is to go is told of", func() bool { return code(b, 10256) == 503 && code(a, 10256) == 200 })
+		c.Kubectl(t, "taint", "node", b.NodeName, "ToBeDeletedByClusterAutoscaler-")
+		c.Kubectl(t, "delete", "service/local", "pod/only-b", "--wait=false")
+	})
+
+	t.Run("what makes no sense is an Event and in the status, and the rest goes on", func(t *testing.T) {
+		c.Apply(t, fmt.Sprintf(`
+apiVersion: v1
+kind: Service
+metadata: {name: node-address}
+spec: {externalIPs: [%[1]s], selector: {app: web}, ports: [{port: 8888, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: same-external}
+spec: {externalIPs: [198.51.100.7], selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: nobodys, labels: {kubernetes.io/service-name: nobody}}
+addressType: IPv4
+ports: [{port: 80}]
+endpoints: [{addresses: [10.244.0.250]}]
+`, a.IP))
+		for object, text := range map[string]string{
+			"node-address": "is the address of node node-a itself",
+			// The name comes first in the alphabet, and so is the service that has the address.
+			"web":     "198.51.100.7:80/TCP is served for Service default/same-external",
+			"nobodys": "names Service default/nobody",
+		} {
+			c.Eventually(100*time.Second, "an Event tells: "+text, func() bool {
+				out, err := c.Try("get", "events", "--field-selector", "involvedObject.name="+object, "-o", "jsonpath={.items[*].message}")
+				return err == nil && strings.Contains(out, text)
+			})
+			status, err := a.Daemon.Status(t.Context())
+			if err != nil || !strings.Contains(strings.Join(status.Problems, "\n"), text) || !status.Healthy {
+				t.Errorf("status %+v, %v; want a problem %q, and a healthy node", status, err, text)
+			}
+		}
+		c.reaches(t, "client-node-b", "http://10.96.0.100/")
+		c.Kubectl(t, "delete", "service/node-address", "service/same-external", "endpointslice/nobodys")
+	})
+
 	t.Run("services go on while the API server is gone, and follow it when it is back", func(t *testing.T) {
 		out, err := c.execAfter("client-node-a", func() {
 			c.StopAPIServer()
@@ -310,6 +381,29 @@ spec: {type: ExternalName, externalName: example.org}
 				stats, err := n.Daemon.ConntrackStats(t.Context())
 				return err == nil && stats.Entries == 0
 			})
+		}
+	})
+
+	t.Run("the same by tunnels", func(t *testing.T) {
+		for _, n := range c.Nodes {
+			if err := n.Daemon.Stop(); err != nil {
+				t.Errorf("%s: mooringd: %v", n.NodeName, err)
+			}
+			n.StartMooring("metricsAddress: 127.0.0.1:9964\nrouting: {mode: vxlan}\n")
+		}
+		for i, n := range c.Nodes {
+			c.Apply(t, fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: tunnel-%d, labels: {app: web}}\nspec: %s", i, app(n.NodeName, "serve")))
+		}
+		c.Kubectl(t, "wait", "--for=condition=Ready", "pod/tunnel-0", "pod/tunnel-1", "--timeout=60s")
+		for i, n := range c.Nodes {
+			for address := range strings.FieldsSeq(c.Kubectl(t, "get", "pod", fmt.Sprintf("tunnel-%d", 1-i), "-o", "jsonpath={.status.podIPs[*].ip}")) {
+				c.reaches(t, fmt.Sprintf("tunnel-%d", i), "http://"+net.JoinHostPort(address, "8080")+"/")
+				if routes := n.Sh(t, "ip route get "+address); !strings.Contains(routes, "dev mooring_vxlan") {
+					t.Errorf("the route on %s: %s", n.NodeName, routes)
+				}
+			}
+			c.reaches(t, fmt.Sprintf("tunnel-%d", i), "http://10.96.0.100/")
+			c.reaches(t, fmt.Sprintf("tunnel-%d", i), "http://[fd00:10:96::100]/")
 		}
 	})
 }
