@@ -38,9 +38,9 @@ const (
 var chosen = []string{
 	`Services should serve a basic endpoint from pods`,
 	`Services should serve multiport endpoints from pods`,
-	`Services should be able to create a functioning NodePort service`,
 	`Services should have session affinity work for service with type clusterIP`,
 	`Services should be rejected when no endpoints exist`,
+	`Services should serve endpoints on same port and different protocols`,
 	`Services should allow pods to hairpin back to themselves through services`,
 	`Services should fallback to terminating endpoints when there are no ready endpoints with internalTrafficPolicy=Cluster`,
 	`Conntrack should be able to preserve UDP traffic when server pod cycles for a ClusterIP service \[`,
@@ -229,7 +229,7 @@ func TestConformance(t *testing.T) {
 	case "all":
 		expression = ourFocus
 	case "":
-		expression, limit = `\[sig-network\] (`+strings.Join(chosen, "|")+`)`, 12*time.Minute
+		expression, limit = `\[sig-network\] (`+strings.Join(chosen, "|")+`)`, 20*time.Minute
 	}
 	if _, err := regexp.Compile(expression); err != nil {
 		t.Fatalf("-focus: %v", err)
