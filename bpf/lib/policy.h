@@ -107,6 +107,9 @@ ALWAYS void policy_blame(__u32 endpoint, __u32 direction, __u32 len)
 		policy_count(direction == POLICY_EGRESS ? p->ruleset[POLICY_EGRESS] : p->ruleset[POLICY_INGRESS], len);
 }
 
+/* Instead of an id: which endpoints a packet is between is looked up. */
+#define POLICY_LOOK_UP (~0u)
+
 /* Egress policy of the pod that begins, ingress policy of the one that is reached: ids, 0 where it is none of this node. */
 RARELY int policy_judge(struct pkt *p, __u32 from_id, __u32 to_id)
 {
@@ -116,6 +119,10 @@ RARELY int policy_judge(struct pkt *p, __u32 from_id, __u32 to_id)
 
 	if (!p || !d)
 		return -DROP_POLICY_UNKNOWN;
+	if (from_id == POLICY_LOOK_UP) {
+		from_id = endpoint_id(p->flags & PKT_REPLY ? p->dst : p->src);
+		to_id = endpoint_id(p->flags & PKT_REPLY ? p->src : p->dst);
+	}
 	/* A pod always reaches itself. */
 	if (from_id == to_id)
 		return NEXT;
@@ -142,17 +149,6 @@ RARELY int policy_judge(struct pkt *p, __u32 from_id, __u32 to_id)
 	if (ret)
 		p->from_id = ret == -DROP_POLICY_INGRESS ? to_id : from_id ?: to_id;
 	return ret;
-}
-
-RARELY int policy_decide(struct pkt *p)
-{
-	__u32 from_id, to_id;
-
-	if (!p)
-		return -DROP_POLICY_UNKNOWN;
-	from_id = endpoint_id(p->src);
-	to_id = endpoint_id(p->dst);
-	return p->flags & PKT_REPLY ? policy_judge(p, to_id, from_id) : policy_judge(p, from_id, to_id);
 }
 
 /* Nothing is enforced for the endpoint, or it is none of this node. */
@@ -189,7 +185,7 @@ ALWAYS int policy_check(struct pkt *p)
 
 	if (e && (!policy_enforced || e->policy == p->generation || (e->flags & CT_F_HAIRPIN)))
 		return NEXT;
-	ret = e ? policy_decide(p) : policy_begin(p);
+	ret = e ? policy_judge(p, POLICY_LOOK_UP, 0) : policy_begin(p);
 	p->flow = e;	/* which the verifier forgot over the call */
 	if (!ret && e)
 		e->policy = p->generation;
@@ -199,7 +195,7 @@ ALWAYS int policy_check(struct pkt *p)
 /* What belongs to no flow that is known, and so to none that was allowed. */
 ALWAYS int policy_check_stray(struct pkt *p)
 {
-	return policy_enforced ? policy_decide(p) : NEXT;
+	return policy_enforced ? policy_judge(p, POLICY_LOOK_UP, 0) : NEXT;
 }
 
 #endif
