@@ -12,7 +12,7 @@ import (
 func TestEveryProgramLoads(t *testing.T) {
 	d := load(t)
 	t.Logf("%d jiffies a second; hook %+v", d.JiffiesPerSecond, d.Hook)
-	if _, err := d.RollCall([]string{"/proc/self/ns/net"}); err != nil {
+	if _, _, err := d.RollCall([]string{"/proc/self/ns/net"}); err != nil {
 		t.Error(err)
 	}
 	if _, err := d.RollCall([]string{filepath.Join(t.TempDir(), "gone")}); err != nil {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -50,27 +51,40 @@ func (r *rollCall) close() {
 // and bring the entries' counters up to date. It returns the call's number, by
 // which a sweep knows the entries that nobody has confirmed. A namespace that is
 // gone has no sockets. One caller at a time.
-func (d *Datapath) RollCall(namespaces []string) (uint32, error) {
+func (d *Datapath) RollCall(namespaces []string) (uint32, time.Duration, error) {
 	d.roll.last++
 	if d.roll.last == 0 {
 		d.roll.last = 1
 	}
 	if err := d.roll.number.Set(d.roll.last); err != nil {
-		return 0, fmt.Errorf("number the roll call: %w", err)
+		return 0, 0, fmt.Errorf("number the roll call: %w", err)
 	}
+	var took time.Duration
 	done := make(chan error)
 	go func() {
 		// The thread ends with the goroutine: nothing else may run where it has been.
 		runtime.LockOSThread()
+		began := ThreadCPU()
 		var all error
 		for _, path := range namespaces {
 			if err := d.roll.in(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				all = errors.Join(all, fmt.Errorf("call the roll of sockets in %s: %w", path, err))
 			}
 		}
+		took = ThreadCPU() - began
 		done <- all
 	}()
-	return d.roll.last, <-done
+	err := <-done
+	return d.roll.last, took, err
+}
+
+// ThreadCPU is the CPU time that this thread has had.
+func ThreadCPU() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
 }
 
 func (r *rollCall) in(path string) error {

@@ -43,19 +43,19 @@ int BPF_PROG(on_twsk_free, struct inet_timewait_sock *tw)
 
 /*
  * Tracepoints, where no trampoline loads: the destruction of a TCP socket is heard
- * before its last packets have passed, so entries have a grace. That a
- * mini-socket follows is seen by the state that the socket comes from.
+ * before its last packets have passed, so entries have a grace. That a mini-socket
+ * follows, or that nothing does, is seen by the state that the socket comes from.
  */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(on_set_state, struct sock *sk, int from, int to)
 {
 	struct socket_state *s;
 
-	if (to != TCP_CLOSE || (from != TCP_FIN_WAIT2 && from != TCP_CLOSING))
+	if (to != TCP_CLOSE || (from != TCP_FIN_WAIT2 && from != TCP_CLOSING && from != TCP_LAST_ACK))
 		return 0;
 	s = bpf_sk_storage_get(&mooring_sockets, sk, 0, 0);
 	if (s)
-		__sync_fetch_and_or(&s->flags, SOCKET_TIMEWAIT);
+		__sync_fetch_and_or(&s->flags, from == TCP_LAST_ACK ? SOCKET_LAST_ACK : SOCKET_TIMEWAIT);
 	return 0;
 }
 
@@ -64,8 +64,12 @@ int BPF_PROG(on_tcp_destroy, struct sock *sk)
 {
 	struct socket_state *s = bpf_sk_storage_get(&mooring_sockets, sk, 0, 0);
 
-	if (s)
-		socket_end(s, s->flags & SOCKET_TIMEWAIT ? RELEASE_TIMEWAIT : RELEASE_GRACE);
+	if (!s)
+		return 0;
+	if (s->flags & SOCKET_TIMEWAIT)
+		socket_end(s, RELEASE_TIMEWAIT);
+	else
+		socket_end(s, s->flags & SOCKET_LAST_ACK ? RELEASE_NOW : RELEASE_GRACE);
 	return 0;
 }
 

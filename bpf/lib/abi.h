@@ -141,6 +141,7 @@ enum socket_flags {
 	SOCKET_DEAD = 1 << 0,		/* its end was noticed: nothing is made for its last packets */
 	SOCKET_TIMEWAIT = 1 << 1,	/* its flow has passed to a TIME_WAIT mini-socket */
 	SOCKET_CROWD = 1 << 2,		/* it has flows that found no room here */
+	SOCKET_LAST_ACK = 1 << 3,	/* it closed second and its FIN was acknowledged: nothing follows */
 };
 
 /* What a pod's socket knows of its flows: the value of mooring_sockets. */

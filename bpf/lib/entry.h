@@ -284,15 +284,23 @@ static __noinline void ct_release(const struct ct_key *flow, __u64 cookie, __u8 
 	if (!side && e->service) {
 		ct_svc_key_of_flow(&key, flow, e);
 		svc = ct_at(&key);
-		if (svc && __sync_val_compare_and_swap(&svc->cookie[0], cookie, 0) == cookie &&
-		    svc->state < CT_CLOSING)
-			svc->state = CT_CLOSING;
+		if (svc && __sync_val_compare_and_swap(&svc->cookie[0], cookie, 0) == cookie) {
+			if (how == RELEASE_TIMEWAIT || e->state == CT_TIMEWAIT)
+				svc->state = CT_TIMEWAIT;
+			else if (svc->state < CT_CLOSING)
+				svc->state = CT_CLOSING;
+			svc->flags |= CT_F_ENDED;
+		}
 	}
 	/* The other owner keeps it; but of a server's socket with many peers nothing follows for one of them. */
 	if (*other && (side || other_tether == TETHER_HELD))
 		return;
-	/* Both sides have said their last and were heard, so that after the last packet nothing follows. */
-	if (how == RELEASE_GRACE && e->state == CT_TIMEWAIT && hook_mode == HOOK_TRAMPOLINE)
+	/*
+	 * Both sides have said their last and were heard, so that after the last packet
+	 * nothing follows; or the SYN was refused.
+	 */
+	if (how == RELEASE_GRACE && ((e->state == CT_TIMEWAIT && hook_mode == HOOK_TRAMPOLINE) ||
+				     (flow->proto == IPPROTO_TCP && (e->flags & CT_F_RST) && !(e->flags & CT_F_REPLIED))))
 		how = RELEASE_NOW;
 	if (how == RELEASE_TIMEWAIT)
 		e->state = CT_TIMEWAIT;

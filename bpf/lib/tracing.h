@@ -11,6 +11,7 @@
 #define AF_INET6 10
 #define TCP_FIN_WAIT2 5
 #define TCP_CLOSE 7
+#define TCP_LAST_ACK 9
 #define TCP_CLOSING 11
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
