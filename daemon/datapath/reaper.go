@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"time"
 
@@ -27,12 +28,15 @@ const (
 // with trampolines, two with tracepoints. A look at nothing is one system call.
 const buryInterval = 250 * time.Millisecond
 
-// An owner that no roll call has found for so long is gone. Longer than a
-// TIME_WAIT mini-socket lives, which answers none: 60 s, and 60 s before in
-// FIN_WAIT2.
+// An owner that no roll call has found for so long is gone. With trampolines that is
+// longer than a TIME_WAIT mini-socket lives, which owns its entry and answers none: 60
+// s, and 60 s before in FIN_WAIT2. With tracepoints only sockets own entries, and the
+// ends of some are not heard: on a busy machine, of those that close while their
+// peer's acknowledgement waits for them.
 const (
-	rollInterval   = time.Minute
-	missingTimeout = 150 * time.Second
+	rollInterval             = time.Minute
+	missingTimeout           = 150 * time.Second
+	missingTimeoutTracepoint = 10 * time.Second
 )
 
 // reaper ends what does not end by itself: entries that no socket owns, by
@@ -105,6 +109,9 @@ func (r *reaper) run(ctx context.Context) error {
 		r.mu.Lock()
 		r.interval = nextInterval(r.interval, time.Since(last), found, uint64(r.bpf.CT.MaxEntries()))
 		next := r.interval
+		if r.tethered > 0 && r.bpf.Hook.Mode == bpf.HookTracepoint {
+			next = min(next, rollInterval)
+		}
 		r.mu.Unlock()
 		last = time.Now()
 		timer.Reset(next)
@@ -114,17 +121,19 @@ func (r *reaper) run(ctx context.Context) error {
 // bury deletes what is due and returns how many sockets with crowds have ended:
 // more than before need a pass.
 func (r *reaper) bury(before uint64) (uint64, error) {
-	began := threadCPU()
-	if _, err := r.bpf.Bury(); err != nil {
-		return 0, err
-	}
-	crowds, err := r.count(bpf.StatCrowds)
+	var crowds uint64
+	took, err := timed(func() (err error) {
+		if _, err = r.bpf.Bury(); err == nil {
+			crowds, err = r.count(bpf.StatCrowds)
+		}
+		return err
+	})
 	if err != nil {
 		return 0, err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.cpu += max(threadCPU()-began, 0)
+	r.cpu += took
 	if crowds != before {
 		r.crowds = true
 	}
@@ -139,7 +148,8 @@ func (r *reaper) callRoll(interval time.Duration) error {
 	if time.Since(r.called) < interval || r.tethered == 0 && !r.swept.IsZero() {
 		return nil
 	}
-	roll, err := r.bpf.RollCall(r.namespaces())
+	roll, took, err := r.bpf.RollCall(r.namespaces())
+	r.cpu += took
 	r.called = time.Now()
 	if err != nil {
 		r.roll = 0
@@ -199,21 +209,23 @@ func (r *reaper) pass(change func(*bpf.Sweep)) (bpf.Sweep, error) {
 	}
 	if r.roll != 0 {
 		s.RollCall = r.roll
-		s.MissingTimeout = r.jiffies(missingTimeout)
+		s.MissingTimeout = r.jiffies(r.missingTimeout())
 	}
 	change(&s)
 	created, err := r.count(bpf.StatCreated)
 	if err != nil {
 		return s, err
 	}
-	before := threadCPU()
-	if err := r.bpf.RunSweep(&s); err != nil {
+	took, err := timed(func() error {
+		if err := r.bpf.RunSweep(&s); err != nil {
+			return err
+		}
+		return r.countEvicted(created, s.Entries)
+	})
+	r.cpu += took
+	if err != nil {
 		return s, err
 	}
-	if err := r.countEvicted(created, s.Entries); err != nil {
-		return s, err
-	}
-	r.cpu += max(threadCPU()-before, 0)
 	r.endpoints, r.backends, r.crowds, r.roll = false, false, false, 0
 	r.runs++
 	r.scanned += s.Scanned
@@ -221,6 +233,13 @@ func (r *reaper) pass(change func(*bpf.Sweep)) (bpf.Sweep, error) {
 	r.failed += s.Failed
 	r.swept = time.Now()
 	return s, nil
+}
+
+func (r *reaper) missingTimeout() time.Duration {
+	if r.bpf.Hook.Mode == bpf.HookTracepoint {
+		return missingTimeoutTracepoint
+	}
+	return missingTimeout
 }
 
 func (r *reaper) jiffies(d time.Duration) uint64 {
@@ -330,11 +349,11 @@ func (r *reaper) Flush() (uint64, error) {
 	return s.Flushed, nil
 }
 
-// threadCPU is the CPU time of this thread: RunSweep is one system call on it.
-func threadCPU() time.Duration {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
-		return 0
-	}
-	return time.Duration(ts.Nano())
+// timed is the CPU time that f takes, on one thread from beginning to end.
+func timed(f func() error) (time.Duration, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before := bpf.ThreadCPU()
+	err := f()
+	return bpf.ThreadCPU() - before, err
 }
