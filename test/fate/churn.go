@@ -45,10 +45,15 @@ const (
 	UDPPort     = 53
 )
 
+// Served counts what a pod's peers have been asked.
+type Served struct{ TCP, UDP atomic.Int64 }
+
 // Serve runs the peers of every kind in a pod.
-func Serve(t netns.T, p *netns.NS) {
+func Serve(t netns.T, p *netns.NS) *Served {
 	t.Helper()
+	served := &Served{}
 	netns.TCP(t, p, "[::]:8080", func(c net.Conn) {
+		served.TCP.Add(1)
 		var command [1]byte
 		if _, err := c.Read(command[:]); err != nil {
 			return
@@ -66,7 +71,11 @@ func Serve(t netns.T, p *netns.NS) {
 			c.Read(command[:])
 		}
 	})
-	netns.UDPEcho(t, p, "[::]:5353")
+	netns.UDP(t, p, "[::]:5353", func(request []byte, _ net.Addr) []byte {
+		served.UDP.Add(1)
+		return request
+	})
+	return served
 }
 
 func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {

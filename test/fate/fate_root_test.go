@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -76,6 +77,14 @@ spec:
 // asks for (MOORING_HOOK) or what auto finds.
 func newNode(t *testing.T, servers int, flags ...string) *scenario.Node {
 	t.Helper()
+	n, _ := newServedNode(t, servers, flags...)
+	return n
+}
+
+// newServedNode is newNode, and what its servers have been asked.
+func newServedNode(t *testing.T, servers int, flags ...string) (*scenario.Node, []*Served) {
+	t.Helper()
+	var served []*Served
 	n := scenario.NewNode(t)
 	hook := os.Getenv("MOORING_HOOK")
 	if hook == "" {
@@ -91,9 +100,9 @@ func newNode(t *testing.T, servers int, flags ...string) *scenario.Node {
 	n.EnterCgroup()
 	n.AddPod("client")
 	for i := range servers {
-		Serve(t, n.AddPod(fmt.Sprintf("server%d", i)).NS)
+		served = append(served, Serve(t, n.AddPod(fmt.Sprintf("server%d", i)).NS))
 	}
-	return n
+	return n, served
 }
 
 func hookOf(t *testing.T, n *scenario.Node) string {
@@ -179,7 +188,7 @@ func nothing(api.Connection) bool { return false }
 // TestFate is one node for all: a datapath takes long to load where the machine
 // is emulated.
 func TestFate(t *testing.T) {
-	n := newNode(t, servers)
+	n, served := newServedNode(t, servers)
 	hook := hookOf(t, n)
 	if hook == "off" {
 		t.Fatal("no hook")
@@ -190,11 +199,14 @@ func TestFate(t *testing.T) {
 	}{
 		{"nothing is left of flows that ended", nothingIsLeftOfFlowsThatEnded},
 		{"an entry shows the socket that owns it", entryShowsTheSocketThatOwnsIt},
-		{"a reused port chooses anew", reusedPortChoosesAnew},
+		{"a reused port chooses anew", func(t *testing.T, n *scenario.Node) { reusedPortChoosesAnew(t, n, served) }},
 		{"a socket with many flows takes them all along", socketWithManyFlowsTakesThemAllAlong},
 		{"a killed process takes its entries along", killedProcessTakesItsEntriesAlong},
 		{"a half-closed flow keeps its entry", halfClosedFlowKeepsItsEntry},
+		{"a late FIN from elsewhere is translated", lateFINFromElsewhereIsTranslated},
 		{"queued packets of a closed socket are translated", queuedPacketsOfAClosedSocketAreTranslated},
+		{"queued segments of an aborted socket are translated", queuedSegmentsOfAnAbortedSocketAreTranslated},
+		{"an aborted socket takes its entries along", abortedSocketTakesItsEntriesAlong},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.run(t, n) })
 	}
@@ -267,44 +279,16 @@ func entryShowsTheSocketThatOwnsIt(t *testing.T, n *scenario.Node) {
 	}
 }
 
-func reusedPortChoosesAnew(t *testing.T, n *scenario.Node) {
+func reusedPortChoosesAnew(t *testing.T, n *scenario.Node, served []*Served) {
 	for _, network := range []string{"tcp", "udp"} {
 		t.Run(network, func(t *testing.T) {
 			count := connections(1000)
-			hits := map[string]int{}
-			err := n.Pod("client").Do(func() error {
-				for range count {
-					if err := fromPort(network, 40000); err != nil {
-						return err
-					}
-					backend := ""
-					for _, c := range entries(t, n) {
-						if c.Type == "SVC" && strings.EqualFold(c.Protocol, network) && strings.HasSuffix(c.Source, ":40000") {
-							backend = c.Translation
-						}
-					}
-					hits[backend]++
-				}
-				return nil
-			})
-			if err != nil {
-				t.Fatal(err)
+			hits := spread(t, n, served, network, count)
+			chi2 := uneven(hits, count)
+			if chi2 > tooUneven {
+				t.Errorf("%v of %d is no fair choice: chi-square is %.1f", hits, count, chi2)
 			}
-			// Binomial with p = 1/4: 3 sigma.
-			mean := float64(count) / servers
-			sigma := 0.0
-			for s := mean * 0.75; sigma*sigma < s; sigma += 0.01 {
-			}
-			for backend, got := range hits {
-				// The figures are given within 3 sigma; four times in a thousand even fair dice are not.
-				if d := float64(got) - mean; d > 4.5*sigma || -d > 4.5*sigma {
-					t.Errorf("%s was chosen %d times of %d: sigma is %.1f", backend, got, count, sigma)
-				}
-			}
-			if len(hits) != servers || hits[""] != 0 {
-				t.Errorf("chosen: %v", hits)
-			}
-			t.Logf("%d flows from one port: %v, mean %.0f, sigma %.1f", count, hits, mean, sigma)
+			t.Logf("%d flows from one port: %v, sigma %.1f, chi-square %.1f", count, hits, sigma(count), chi2)
 		})
 	}
 }
@@ -396,8 +380,7 @@ func killedProcessTakesItsEntriesAlong(t *testing.T, n *scenario.Node) {
 	holder.Env = append(os.Environ(), "FATE_HOLD=10.96.0.10:80")
 	process := holder.Background(t)
 	netns.Eventually(t, 20*time.Second, "the connection to be established", func() bool {
-		rows := entries(t, n)
-		return len(rows) > 0 && rows[0].State == "established"
+		return slices.ContainsFunc(entries(t, n), func(c api.Connection) bool { return c.Type == "SVC" && c.State == "established" })
 	})
 	process.Kill()
 	left(t, n, grace(hook), inTimeWait)
@@ -431,8 +414,7 @@ func halfClosedFlowKeepsItsEntry(t *testing.T, n *scenario.Node) {
 func queuedPacketsOfAClosedSocketAreTranslated(t *testing.T, n *scenario.Node) {
 	hook := hookOf(t, n)
 	client := n.Pod("client")
-	client.Sh(t, "tc qdisc add dev eth0 root tbf rate 80kbit burst 2kb latency 20s")
-	defer client.Sh(t, "tc qdisc del dev eth0 root")
+	defer throttle(t, client.NS, 10_000)()
 	captured := map[netip.Addr]*netns.Capture{}
 	for i := range servers {
 		server := n.Pod(fmt.Sprintf("server%d", i))

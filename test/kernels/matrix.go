@@ -88,6 +88,12 @@ type Job struct {
 	Files []string
 }
 
+// What the scenario level needs of this module and of the machine.
+var (
+	datapathCommands = []string{"./daemon/mooringd", "./daemon/mooring", "./plugins/mooring-cni", "./plugins/mooring-ipam"}
+	datapathPrograms = []string{"iptables", "ip6tables", "iptables-save", "ip6tables-save", "iptables-restore", "ip6tables-restore", "ip", "tc"}
+)
+
 // Jobs is what runs in every kernel, in this order.
 var Jobs = []Job{
 	{Package: "./test/kernels/smoke", Programs: []string{"iptables", "ip6tables", "nft"},
@@ -96,19 +102,13 @@ var Jobs = []Job{
 	{Package: "./test/reachability", Run: "^TestProgramsAgreeWithTheReference$"},
 }
 
-// What the scenario level needs of this module and of the machine.
-var (
-	datapathCommands = []string{"./daemon/mooringd", "./daemon/mooring", "./plugins/mooring-cni", "./plugins/mooring-ipam"}
-	datapathPrograms = []string{"iptables", "ip6tables", "iptables-save", "ip6tables-save", "iptables-restore", "ip6tables-restore", "ip", "tc"}
-)
-
-// Long are jobs that run when KERNELS_LONG=1 asks for them: with them a kernel takes
-// several minutes.
+// Long are jobs that run when KERNELS_LONG=1 or KERNELS_JOBS asks for them: with them
+// a kernel takes several minutes.
 var Long = []Job{
-	{Package: "./test/packet", Timeout: 4 * time.Minute},
-	{Name: "fate/trampoline", Package: "./test/fate", Env: []string{"MOORING_HOOK=trampoline"}, Timeout: 4 * time.Minute,
+	{Package: "./test/packet", Timeout: 6 * time.Minute},
+	{Name: "fate/trampoline", Package: "./test/fate", Run: "^TestFate$", Env: []string{"MOORING_HOOK=trampoline"}, Timeout: 6 * time.Minute,
 		Commands: datapathCommands, Programs: datapathPrograms},
-	{Name: "fate/tracepoint", Package: "./test/fate", Env: []string{"MOORING_HOOK=tracepoint"}, Timeout: 4 * time.Minute,
+	{Name: "fate/tracepoint", Package: "./test/fate", Run: "^TestFate$", Env: []string{"MOORING_HOOK=tracepoint"}, Timeout: 6 * time.Minute,
 		Commands: datapathCommands, Programs: datapathPrograms},
 }
 

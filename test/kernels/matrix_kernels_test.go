@@ -16,7 +16,8 @@ import (
 )
 
 // TestKernels runs every job of the matrix in every kernel: TestKernels/6.1/bpf/TestName.
-// KERNELS="6.1 newest" limits it to some kernels, -test.parallel says how many at once.
+// KERNELS="6.1 newest" limits it to some kernels, KERNELS_JOBS="bpf fate/trampoline" to
+// some jobs, -test.parallel says how many kernels run at once.
 func TestKernels(t *testing.T) {
 	ctx := t.Context()
 	if deadline, ok := t.Deadline(); ok {
@@ -29,8 +30,15 @@ func TestKernels(t *testing.T) {
 		t.Fatal(err)
 	}
 	jobs := Jobs
-	if os.Getenv("KERNELS_LONG") == "1" {
+	names := strings.Fields(os.Getenv("KERNELS_JOBS"))
+	if os.Getenv("KERNELS_LONG") == "1" || len(names) > 0 {
 		jobs = append(slices.Clone(Jobs), Long...)
+	}
+	if len(names) > 0 {
+		jobs = slices.DeleteFunc(jobs, func(j Job) bool { return !slices.Contains(names, j.name()) })
+		if len(jobs) != len(names) {
+			t.Fatalf("KERNELS_JOBS names %q, of which %d exist", names, len(jobs))
+		}
 	}
 	if err := Install(ctx, jobs); err != nil {
 		t.Fatal(err)

@@ -67,6 +67,20 @@ func (c *Cmd) In(g *Cgroup) *Cmd {
 	return c
 }
 
+// Enter puts this process, and so the sockets that it makes from now on in any
+// namespace, into the cgroup until the test ends.
+func (c *Cgroup) Enter(t T) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(c.Path, "cgroup.procs"), []byte(fmt.Sprint(os.Getpid())), 0); err != nil {
+		t.Fatalf("enter cgroup %s: %v", c.Name, err)
+	}
+	t.Cleanup(func() {
+		if err := os.WriteFile(filepath.Join(filepath.Dir(c.Path), "cgroup.procs"), []byte(fmt.Sprint(os.Getpid())), 0); err != nil {
+			t.Errorf("leave cgroup %s: %v", c.Name, err)
+		}
+	})
+}
+
 func (c *Cgroup) remove(t T) {
 	if c.directory != nil {
 		c.directory.Close()

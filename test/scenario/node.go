@@ -146,7 +146,7 @@ func (n *Node) Launch() *netns.Process {
 // startLimit is how long the daemon may take to load its programs.
 func startLimit() time.Duration {
 	if os.Getenv("MOORING_KERNEL") != "" {
-		return 2 * time.Minute // emulated
+		return 4 * time.Minute // emulated
 	}
 	return 30 * time.Second
 }
@@ -182,14 +182,7 @@ func (n *Node) Daemon() *netns.Process { return n.daemon }
 // any namespace, where the daemon's programs of cgroups see them.
 func (n *Node) EnterCgroup() {
 	n.t.Helper()
-	if err := os.WriteFile(filepath.Join(n.cgroup.Path, "cgroup.procs"), []byte(fmt.Sprint(os.Getpid())), 0); err != nil {
-		n.t.Fatalf("enter the node's cgroup: %v", err)
-	}
-	n.t.Cleanup(func() {
-		if err := os.WriteFile(filepath.Join(filepath.Dir(n.cgroup.Path), "cgroup.procs"), []byte(fmt.Sprint(os.Getpid())), 0); err != nil {
-			n.t.Errorf("leave the node's cgroup: %v", err)
-		}
-	})
+	n.cgroup.Enter(n.t)
 }
 
 // API is a client of the daemon.
