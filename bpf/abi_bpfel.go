@@ -319,6 +319,7 @@ const (
 	abiSocketFlagsSOCKET_DEAD     abiSocketFlags = 1
 	abiSocketFlagsSOCKET_TIMEWAIT abiSocketFlags = 2
 	abiSocketFlagsSOCKET_CROWD    abiSocketFlags = 4
+	abiSocketFlagsSOCKET_LAST_ACK abiSocketFlags = 8
 )
 
 type abiSocketState struct {
