@@ -15,10 +15,10 @@ func TestEveryProgramLoads(t *testing.T) {
 	if _, _, err := d.RollCall([]string{"/proc/self/ns/net"}); err != nil {
 		t.Error(err)
 	}
-	if _, err := d.RollCall([]string{filepath.Join(t.TempDir(), "gone")}); err != nil {
+	if _, _, err := d.RollCall([]string{filepath.Join(t.TempDir(), "gone")}); err != nil {
 		t.Errorf("of a namespace that is gone: %v", err)
 	}
-	if _, err := d.RollCall([]string{filepath.Join(t.TempDir(), "unseen", "pod")}); err == nil {
+	if _, _, err := d.RollCall([]string{filepath.Join(t.TempDir(), "unseen", "pod")}); err == nil {
 		t.Error("namespaces whose directory is not there pass for gone")
 	}
 	if _, err := d.Bury(); err != nil {
