@@ -138,8 +138,10 @@ var resources = map[resource]struct {
 	namespaces:      {kindNamespace, "namespaces", "namespaces", corev1.SchemeGroupVersion, func() runtime.Object { return &corev1.Namespace{} }, ""},
 	nodes:           {kindNode, "nodes", "nodes", corev1.SchemeGroupVersion, func() runtime.Object { return &corev1.Node{} }, ""},
 	networkPolicies: {kindPolicy, "networkpolicies", "networkpolicies", networkingv1.SchemeGroupVersion, func() runtime.Object { return &networkingv1.NetworkPolicy{} }, ""},
-	clusterPolicies: {kindClusterPolicy, "clusternetworkpolicies", "clusternetworkpolicies", policyv1beta1.SchemeGroupVersion, func() runtime.Object { return &policyv1beta1.ClusterNetworkPolicy{} }, ""},
+	clusterPolicies: {kindClusterPolicy, "clusternetworkpolicies", "clusternetworkpolicies", clusterPolicyVersion, func() runtime.Object { return &policyv1beta1.ClusterNetworkPolicy{} }, ""},
 }
+
+var clusterPolicyVersion = schema.GroupVersion{Group: policyv1beta1.GroupName, Version: "v1beta1"}
 
 // optional tells whether the API server may not know the resource.
 func (r resource) optional() bool { return r == clusterPolicies }
@@ -157,7 +159,7 @@ func NewKubernetes(options KubernetesOptions) (*Kubernetes, error) {
 	config.AcceptContentTypes = protobuf + ",application/json"
 
 	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme, policyv1beta1.AddToScheme} {
+	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme, policyv1beta1.Install} {
 		if err := add(scheme); err != nil {
 			return nil, fmt.Errorf("register the API's types: %w", err)
 		}
@@ -186,7 +188,7 @@ func NewKubernetes(options KubernetesOptions) (*Kubernetes, error) {
 		if one.APIPath = "/apis"; group.Group == "" {
 			one.APIPath = "/api"
 		}
-		if group == policyv1beta1.SchemeGroupVersion { // custom resources are JSON
+		if group == clusterPolicyVersion { // custom resources are JSON
 			one.ContentType, one.AcceptContentTypes = runtime.ContentTypeJSON, runtime.ContentTypeJSON
 		}
 		made, err := rest.RESTClientForConfigAndClient(&one, transport)
@@ -195,7 +197,7 @@ func NewKubernetes(options KubernetesOptions) (*Kubernetes, error) {
 		}
 		return made, nil
 	}
-	for _, group := range []schema.GroupVersion{corev1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion, networkingv1.SchemeGroupVersion, policyv1beta1.SchemeGroupVersion} {
+	for _, group := range []schema.GroupVersion{corev1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion, networkingv1.SchemeGroupVersion, clusterPolicyVersion} {
 		if k.clients[group], err = client(group); err != nil {
 			return nil, err
 		}
