@@ -32,6 +32,7 @@ ALWAYS int pod_out(ctx_t *ctx, struct pkt *p)
 	    ?: source_check(ctx, p)		/* endpoint.h   only the pod's own addresses   */
 	    ?: (is_icmp_error(p)
 		? icmp_translate(ctx, p)	/* icmp.h       outside and what is quoted     */
+		    ?: policy_check_stray(p)	/* policy.h     about nothing that we know     */
 		: flow_out(ctx, p))
 	    ?: forward(ctx, p);			/* forward.h    pod or stack                   */
 }
@@ -41,6 +42,7 @@ ALWAYS int pod_in(ctx_t *ctx, struct pkt *p)
 	return pkt_parse(ctx, p)
 	    ?: (is_icmp_error(p)
 		? icmp_translate(ctx, p)
+		    ?: policy_check_stray(p)
 		: ct_keep(p)
 		    ?: ct_lookup(p)
 		    ?: policy_check(p)

@@ -266,7 +266,7 @@ enum drop_reason {
 	DROP_CONNTRACK_FULL,		/* the entry for a translation could not be made */
 	DROP_REWRITE,			/* the kernel refused to change the packet */
 	DROP_ICMP_UNRELATED,		/* an ICMP error to a service address about no flow of ours */
-	DROP_NO_FLOW,			/* a TCP reset to a service that belongs to no flow */
+	DROP_NO_FLOW,			/* to a service, a TCP reset or what the kernel says for a socket that is gone: it belongs to no flow */
 	DROP_TUPLE_BUSY,		/* the last flow's entry is being deleted this very moment: sent again, it passes */
 	DROP_POLICY_EGRESS,		/* the egress policy of the flow's initiator does not allow it */
 	DROP_POLICY_INGRESS,		/* the ingress policy of the flow's responder does not allow it */

@@ -417,6 +417,9 @@ ALWAYS int ct_commit(struct pkt *p)
 	}
 	if (p->proto == IPPROTO_TCP && (p->tcp_flags & TCP_RST))
 		return NEXT;
+	/* A SYN-ACK too is the kernel's own; but its flow is known. */
+	if (p->flags & PKT_AFTER_OWNER)
+		return NEXT;
 	/* Of a socket that is at its end only a datagram to a service may still be answered. */
 	if ((p->flags & PKT_OWNER_DYING) && (p->proto == IPPROTO_TCP || !service))
 		return NEXT;

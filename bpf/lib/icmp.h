@@ -146,8 +146,10 @@ RARELY int icmp_translate(ctx_t *ctx, struct pkt *p)
 	if (!p || !in)
 		return -DROP_MALFORMED;
 	__builtin_memset(in, 0, sizeof(*in));
-	if (p->flags & PKT_LATER_FRAGMENT)
-		return policy_check_stray(p);
+	if (p->flags & PKT_LATER_FRAGMENT) {
+		p->flags |= PKT_STRAY;
+		return NEXT;
+	}
 	ret = icmp_parse_quoted(ctx, p, in);
 	if (ret)
 		return ret;
@@ -184,8 +186,10 @@ RARELY int icmp_translate(ctx_t *ctx, struct pkt *p)
 	key.type = CT_SVC;
 	key.pad = 0;
 	e = ct_at(&key);
-	if (!e)
-		return icmp_related(p) ?: policy_check_stray(p);
+	if (!e) {
+		p->flags |= PKT_STRAY;
+		return icmp_related(p);
+	}
 	return icmp_translate_svc(ctx, p, in, e) ?: icmp_related(p);
 }
 

@@ -33,6 +33,8 @@ enum pkt_flags {
 	PKT_OWNER_DYING = 1 << 5,	/* its socket is at its end: nothing is to be made for it */
 	PKT_OWNER_CONNECTED = 1 << 6,	/* its socket has this flow only */
 	PKT_OWNED = 1 << 7,		/* by a live socket with storage */
+	PKT_AFTER_OWNER = 1 << 8,	/* TCP: the kernel sends it for a socket that is no more */
+	PKT_STRAY = 1 << 9,		/* of no flow that is known, and so of none that was allowed */
 };
 
 struct pkt {
@@ -44,7 +46,7 @@ struct pkt {
 	__u8 tcp_flags;		/* the 13th byte of the TCP header */
 	__u8 v6 : 1;
 	__u8 direction : 7;	/* enum direction: which hook this is */
-	__u8 flags;		/* enum pkt_flags */
+	__u16 flags;		/* enum pkt_flags */
 	__u16 l3, l4;		/* offsets */
 	__u16 from_id, to_id;	/* endpoint ids, 0: not here */
 	__u32 len;		/* of the frame, bytes */

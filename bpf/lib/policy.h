@@ -192,10 +192,10 @@ ALWAYS int policy_check(struct pkt *p)
 	return ret;
 }
 
-/* What belongs to no flow that is known, and so to none that was allowed. */
+/* Of what has no flow there is no entry that remembers the verdict. */
 ALWAYS int policy_check_stray(struct pkt *p)
 {
-	return policy_enforced ? policy_judge(p, POLICY_LOOK_UP, 0) : NEXT;
+	return policy_enforced && (p->flags & PKT_STRAY) ? policy_judge(p, POLICY_LOOK_UP, 0) : NEXT;
 }
 
 #endif

@@ -205,7 +205,7 @@ RARELY int svc_decide(ctx_t *ctx, struct pkt *p)
 	}
 	if ((p->flags & PKT_OWNED) && !tcp_opens(p) && socket_decision(ctx, p))
 		return svc_reopen(p);
-	if (p->proto == IPPROTO_TCP && ((p->tcp_flags & TCP_RST) || (p->flags & PKT_OWNER_DYING)))
+	if (p->proto == IPPROTO_TCP && ((p->tcp_flags & TCP_RST) || (p->flags & (PKT_OWNER_DYING | PKT_AFTER_OWNER))))
 		return -DROP_NO_FLOW;
 	return svc_open(p);
 }

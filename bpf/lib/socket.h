@@ -28,6 +28,7 @@ ALWAYS int socket_decision(ctx_t *ctx, struct pkt *p)
 
 /* net/tcp_states.h; UDP sockets are in CLOSE unless they are connected. */
 #define SK_ESTABLISHED 1
+#define SK_TIME_WAIT 6
 #define SK_CLOSE 7
 #define SK_LISTEN 10
 
@@ -170,6 +171,8 @@ RARELY int socket_claim(ctx_t *ctx, struct pkt *p)
 
 	if (!p || !sk)
 		return NEXT;
+	if (p->proto == IPPROTO_TCP && sk->state == SK_TIME_WAIT)
+		p->flags |= PKT_AFTER_OWNER;
 	sk = bpf_sk_fullsock(sk);
 	if (!sk || sk->protocol != p->proto || sk->state == SK_LISTEN)
 		return NEXT;
@@ -179,7 +182,9 @@ RARELY int socket_claim(ctx_t *ctx, struct pkt *p)
 	}
 	if (sk->src_port != bpf_ntohs(p->sport)) {
 		/* A closed UDP socket gives its port up before its last datagrams have left the queue. */
-		if (!sk->src_port && p->proto == IPPROTO_UDP)
+		if (p->proto == IPPROTO_TCP)
+			p->flags |= PKT_AFTER_OWNER;
+		else if (!sk->src_port)
 			p->flags |= PKT_OWNER_DYING;
 		return NEXT;
 	}
