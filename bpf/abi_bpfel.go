@@ -459,6 +459,7 @@ const (
 	abiMapMooringEvents         = "mooring_events"
 	abiMapMooringFrags          = "mooring_frags"
 	abiMapMooringIdentities     = "mooring_identities"
+	abiMapMooringLate           = "mooring_late"
 	abiMapMooringPolicies       = "mooring_policies"
 	abiMapMooringPolicyDrops    = "mooring_policy_drops"
 	abiMapMooringProfiles       = "mooring_profiles"
@@ -550,6 +551,7 @@ type abiMapSpecs struct {
 	MooringEvents      *ebpf.MapSpec `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
 	MooringIdentities  *ebpf.MapSpec `ebpf:"mooring_identities"`
+	MooringLate        *ebpf.MapSpec `ebpf:"mooring_late"`
 	MooringPolicies    *ebpf.MapSpec `ebpf:"mooring_policies"`
 	MooringPolicyDrops *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
 	MooringProfiles    *ebpf.MapSpec `ebpf:"mooring_profiles"`
@@ -619,6 +621,7 @@ type abiMaps struct {
 	MooringEvents      *ebpf.Map `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
 	MooringIdentities  *ebpf.Map `ebpf:"mooring_identities"`
+	MooringLate        *ebpf.Map `ebpf:"mooring_late"`
 	MooringPolicies    *ebpf.Map `ebpf:"mooring_policies"`
 	MooringPolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
 	MooringProfiles    *ebpf.Map `ebpf:"mooring_profiles"`
@@ -646,6 +649,7 @@ func (m *abiMaps) Close() error {
 		m.MooringEvents,
 		m.MooringFrags,
 		m.MooringIdentities,
+		m.MooringLate,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,

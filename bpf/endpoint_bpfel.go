@@ -33,6 +33,7 @@ const (
 	endpointMapMooringEvents      = "mooring_events"
 	endpointMapMooringFrags       = "mooring_frags"
 	endpointMapMooringIdentities  = "mooring_identities"
+	endpointMapMooringLate        = "mooring_late"
 	endpointMapMooringPolicies    = "mooring_policies"
 	endpointMapMooringPolicyDrops = "mooring_policy_drops"
 	endpointMapMooringProfiles    = "mooring_profiles"
@@ -122,6 +123,7 @@ type endpointMapSpecs struct {
 	MooringEvents      *ebpf.MapSpec `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
 	MooringIdentities  *ebpf.MapSpec `ebpf:"mooring_identities"`
+	MooringLate        *ebpf.MapSpec `ebpf:"mooring_late"`
 	MooringPolicies    *ebpf.MapSpec `ebpf:"mooring_policies"`
 	MooringPolicyDrops *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
 	MooringProfiles    *ebpf.MapSpec `ebpf:"mooring_profiles"`
@@ -185,6 +187,7 @@ type endpointMaps struct {
 	MooringEvents      *ebpf.Map `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
 	MooringIdentities  *ebpf.Map `ebpf:"mooring_identities"`
+	MooringLate        *ebpf.Map `ebpf:"mooring_late"`
 	MooringPolicies    *ebpf.Map `ebpf:"mooring_policies"`
 	MooringPolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
 	MooringProfiles    *ebpf.Map `ebpf:"mooring_profiles"`
@@ -217,6 +220,7 @@ func (m *endpointMaps) Close() error {
 		m.MooringEvents,
 		m.MooringFrags,
 		m.MooringIdentities,
+		m.MooringLate,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,

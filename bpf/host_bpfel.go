@@ -31,6 +31,7 @@ const (
 	hostMapMooringHostFlows   = "mooring_host_flows"
 	hostMapMooringHostSockets = "mooring_host_sockets"
 	hostMapMooringIdentities  = "mooring_identities"
+	hostMapMooringLate        = "mooring_late"
 	hostMapMooringPolicies    = "mooring_policies"
 	hostMapMooringPolicyDrops = "mooring_policy_drops"
 	hostMapMooringProfiles    = "mooring_profiles"
@@ -136,6 +137,7 @@ type hostMapSpecs struct {
 	MooringHostFlows   *ebpf.MapSpec `ebpf:"mooring_host_flows"`
 	MooringHostSockets *ebpf.MapSpec `ebpf:"mooring_host_sockets"`
 	MooringIdentities  *ebpf.MapSpec `ebpf:"mooring_identities"`
+	MooringLate        *ebpf.MapSpec `ebpf:"mooring_late"`
 	MooringPolicies    *ebpf.MapSpec `ebpf:"mooring_policies"`
 	MooringPolicyDrops *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
 	MooringProfiles    *ebpf.MapSpec `ebpf:"mooring_profiles"`
@@ -201,6 +203,7 @@ type hostMaps struct {
 	MooringHostFlows   *ebpf.Map `ebpf:"mooring_host_flows"`
 	MooringHostSockets *ebpf.Map `ebpf:"mooring_host_sockets"`
 	MooringIdentities  *ebpf.Map `ebpf:"mooring_identities"`
+	MooringLate        *ebpf.Map `ebpf:"mooring_late"`
 	MooringPolicies    *ebpf.Map `ebpf:"mooring_policies"`
 	MooringPolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
 	MooringProfiles    *ebpf.Map `ebpf:"mooring_profiles"`
@@ -230,6 +233,7 @@ func (m *hostMaps) Close() error {
 		m.MooringHostFlows,
 		m.MooringHostSockets,
 		m.MooringIdentities,
+		m.MooringLate,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,

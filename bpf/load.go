@@ -31,6 +31,7 @@ type Maps struct {
 	Sockets   *ebpf.Map `ebpf:"mooring_sockets"`
 	Ended     *ebpf.Map `ebpf:"mooring_ended"`
 	TimeWait  *ebpf.Map `ebpf:"mooring_timewait"`
+	Late      *ebpf.Map `ebpf:"mooring_late"`
 	Crowds    *ebpf.Map `ebpf:"mooring_crowds"`
 	CTStats   *ebpf.Map `ebpf:"mooring_ct_stats"`
 	Endpoints *ebpf.Map `ebpf:"mooring_endpoints"`

@@ -29,6 +29,7 @@ const (
 	overlayMapMooringEvents      = "mooring_events"
 	overlayMapMooringFrags       = "mooring_frags"
 	overlayMapMooringIdentities  = "mooring_identities"
+	overlayMapMooringLate        = "mooring_late"
 	overlayMapMooringPolicies    = "mooring_policies"
 	overlayMapMooringPolicyDrops = "mooring_policy_drops"
 	overlayMapMooringProfiles    = "mooring_profiles"
@@ -106,6 +107,7 @@ type overlayMapSpecs struct {
 	MooringEvents      *ebpf.MapSpec `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
 	MooringIdentities  *ebpf.MapSpec `ebpf:"mooring_identities"`
+	MooringLate        *ebpf.MapSpec `ebpf:"mooring_late"`
 	MooringPolicies    *ebpf.MapSpec `ebpf:"mooring_policies"`
 	MooringPolicyDrops *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
 	MooringProfiles    *ebpf.MapSpec `ebpf:"mooring_profiles"`
@@ -157,6 +159,7 @@ type overlayMaps struct {
 	MooringEvents      *ebpf.Map `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
 	MooringIdentities  *ebpf.Map `ebpf:"mooring_identities"`
+	MooringLate        *ebpf.Map `ebpf:"mooring_late"`
 	MooringPolicies    *ebpf.Map `ebpf:"mooring_policies"`
 	MooringPolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
 	MooringProfiles    *ebpf.Map `ebpf:"mooring_profiles"`
@@ -184,6 +187,7 @@ func (m *overlayMaps) Close() error {
 		m.MooringEvents,
 		m.MooringFrags,
 		m.MooringIdentities,
+		m.MooringLate,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,

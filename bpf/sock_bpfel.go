@@ -31,6 +31,7 @@ const (
 	sockMapMooringEvents      = "mooring_events"
 	sockMapMooringFrags       = "mooring_frags"
 	sockMapMooringIdentities  = "mooring_identities"
+	sockMapMooringLate        = "mooring_late"
 	sockMapMooringPolicies    = "mooring_policies"
 	sockMapMooringPolicyDrops = "mooring_policy_drops"
 	sockMapMooringProfiles    = "mooring_profiles"
@@ -130,6 +131,7 @@ type sockMapSpecs struct {
 	MooringEvents      *ebpf.MapSpec `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
 	MooringIdentities  *ebpf.MapSpec `ebpf:"mooring_identities"`
+	MooringLate        *ebpf.MapSpec `ebpf:"mooring_late"`
 	MooringPolicies    *ebpf.MapSpec `ebpf:"mooring_policies"`
 	MooringPolicyDrops *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
 	MooringProfiles    *ebpf.MapSpec `ebpf:"mooring_profiles"`
@@ -191,6 +193,7 @@ type sockMaps struct {
 	MooringEvents      *ebpf.Map `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
 	MooringIdentities  *ebpf.Map `ebpf:"mooring_identities"`
+	MooringLate        *ebpf.Map `ebpf:"mooring_late"`
 	MooringPolicies    *ebpf.Map `ebpf:"mooring_policies"`
 	MooringPolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
 	MooringProfiles    *ebpf.Map `ebpf:"mooring_profiles"`
@@ -220,6 +223,7 @@ func (m *sockMaps) Close() error {
 		m.MooringEvents,
 		m.MooringFrags,
 		m.MooringIdentities,
+		m.MooringLate,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,

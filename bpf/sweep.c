@@ -35,43 +35,66 @@ struct burial {
 	__u32 deleted;
 };
 
+enum queue {
+	QUEUE_ENDED,
+	QUEUE_TIMEWAIT,
+	QUEUE_LATE,
+};
+
+ALWAYS long queue_peek(enum queue q, struct ending *end)
+{
+	return q == QUEUE_ENDED ? bpf_map_peek_elem(&mooring_ended, end) :
+	       q == QUEUE_TIMEWAIT ? bpf_map_peek_elem(&mooring_timewait, end) :
+				     bpf_map_peek_elem(&mooring_late, end);
+}
+
+ALWAYS void queue_pop(enum queue q, struct ending *end)
+{
+	if (q == QUEUE_ENDED)
+		bpf_map_pop_elem(&mooring_ended, end);
+	else if (q == QUEUE_TIMEWAIT)
+		bpf_map_pop_elem(&mooring_timewait, end);
+	else
+		bpf_map_pop_elem(&mooring_late, end);
+}
+
 /* Look at the first of the endings: delete what is due, wait again for what is still talked to. */
-ALWAYS long bury_next(struct burial *b, __u32 timewait)
+ALWAYS long bury_next(struct burial *b, enum queue q)
 {
 	struct ending end = {};
 	struct ct_entry *e;
-	long err;
 
-	err = timewait ? bpf_map_peek_elem(&mooring_timewait, &end) : bpf_map_peek_elem(&mooring_ended, &end);
-	if (err || (__s64)(b->now - end.due) < 0)
+	if (queue_peek(q, &end) || (__s64)(b->now - end.due) < 0)
 		return 1;
-	if (timewait)
-		bpf_map_pop_elem(&mooring_timewait, &end);
-	else
-		bpf_map_pop_elem(&mooring_ended, &end);
+	queue_pop(q, &end);
 	e = ct_at(&end.key);
 	if (!e || e->life != end.life || ct_held(e))
 		return 0;
 	if (b->now - e->seen < end.grace) {
 		end.due = e->seen + end.grace;
-		if (timewait)
-			bpf_map_push_elem(&mooring_timewait, &end, 0);
-		else
+		if (q == QUEUE_ENDED)
 			bpf_map_push_elem(&mooring_ended, &end, 0);
+		else
+			bpf_map_push_elem(&mooring_late, &end, 0);
 		return 0;
 	}
-	b->deleted += ct_end(&end.key, e, end.life, timewait ? CT_STAT_DELETED_TIMEWAIT : CT_STAT_DELETED_SOCKET);
+	b->deleted += ct_end(&end.key, e, end.life, q == QUEUE_ENDED ? CT_STAT_DELETED_SOCKET : CT_STAT_DELETED_TIMEWAIT);
 	return 0;
 }
 
 static long bury_ended(__u32 i, struct burial *b)
 {
-	return bury_next(b, 0);
+	return bury_next(b, QUEUE_ENDED);
 }
 
 static long bury_timewait(__u32 i, struct burial *b)
 {
-	return bury_next(b, 1);
+	return bury_next(b, QUEUE_TIMEWAIT);
+}
+
+static long bury_late(__u32 i, struct burial *b)
+{
+	return bury_next(b, QUEUE_LATE);
 }
 
 /*
@@ -85,6 +108,7 @@ int bury_due(struct __sk_buff *ctx)
 
 	bpf_loop(BURIALS, bury_ended, &round, 0);
 	bpf_loop(BURIALS, bury_timewait, &round, 0);
+	bpf_loop(BURIALS, bury_late, &round, 0);
 	return round.deleted;
 }
 

@@ -32,6 +32,7 @@ const (
 	sweepMapMooringEvents      = "mooring_events"
 	sweepMapMooringFrags       = "mooring_frags"
 	sweepMapMooringIdentities  = "mooring_identities"
+	sweepMapMooringLate        = "mooring_late"
 	sweepMapMooringPolicies    = "mooring_policies"
 	sweepMapMooringPolicyDrops = "mooring_policy_drops"
 	sweepMapMooringProfiles    = "mooring_profiles"
@@ -121,6 +122,7 @@ type sweepMapSpecs struct {
 	MooringEvents      *ebpf.MapSpec `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
 	MooringIdentities  *ebpf.MapSpec `ebpf:"mooring_identities"`
+	MooringLate        *ebpf.MapSpec `ebpf:"mooring_late"`
 	MooringPolicies    *ebpf.MapSpec `ebpf:"mooring_policies"`
 	MooringPolicyDrops *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
 	MooringProfiles    *ebpf.MapSpec `ebpf:"mooring_profiles"`
@@ -182,6 +184,7 @@ type sweepMaps struct {
 	MooringEvents      *ebpf.Map `ebpf:"mooring_events"`
 	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
 	MooringIdentities  *ebpf.Map `ebpf:"mooring_identities"`
+	MooringLate        *ebpf.Map `ebpf:"mooring_late"`
 	MooringPolicies    *ebpf.Map `ebpf:"mooring_policies"`
 	MooringPolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
 	MooringProfiles    *ebpf.Map `ebpf:"mooring_profiles"`
@@ -212,6 +215,7 @@ func (m *sweepMaps) Close() error {
 		m.MooringEvents,
 		m.MooringFrags,
 		m.MooringIdentities,
+		m.MooringLate,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,

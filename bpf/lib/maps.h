@@ -68,6 +68,14 @@ struct {
 	__type(value, struct ending);
 } mooring_timewait SEC(".maps");
 
+/* Of mooring_timewait, those that were still talked to when they were due: the wait of one is not that of all behind it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 65536);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(value, struct ending);
+} mooring_late SEC(".maps");
+
 /* Ended sockets by cookie that had more flows than they knew. Written by sock.c. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -85,6 +85,21 @@ ALWAYS __u64 *sweep_deletes(struct sweep *s, const struct ct_key *k, const struc
 	return NULL;
 }
 
+/* The SVC entry of a flow that goes: its own time is longer, as it hears one direction only. */
+static __noinline int sweep_decision(const struct ct_key *flow, const struct ct_entry *e)
+{
+	struct ct_entry *svc;
+	struct ct_key key;
+
+	if (flow->type != CT_FLOW || !e->service)
+		return 0;
+	ct_svc_key_of_flow(&key, flow, e);
+	svc = ct_at(&key);
+	return svc && !svc->cookie[0] && svc->backend == e->backend &&
+	       svc->backend_generation == e->backend_generation && ct_claim(svc, svc->life) &&
+	       ct_delete_claimed(&key, svc);
+}
+
 ALWAYS long sweep_entry(struct ct_key *k, struct ct_entry *e, struct sweep *s)
 {
 	__u32 life = e->life;
@@ -104,6 +119,7 @@ ALWAYS long sweep_entry(struct ct_key *k, struct ct_entry *e, struct sweep *s)
 		if (deleted == &s->expired && e->seen != seen) {
 			__sync_fetch_and_and(&e->life, ~CT_LIFE_CLAIMED);
 		} else {
+			*deleted += sweep_decision(k, e);
 			if (ct_delete_claimed(k, e))
 				*deleted += 1;
 			else
