@@ -81,7 +81,7 @@ func TestProxyHealth(t *testing.T) {
 			handler := server(t, p).Handler()
 			for path, code := range map[string]int{"/healthz": c.healthz, "/livez": c.livez} {
 				w := httptest.NewRecorder()
-				handler.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+				handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
 				if w.Code != code {
 					t.Errorf("%s: %d, want %d: %s", path, w.Code, code, w.Body)
 				}
