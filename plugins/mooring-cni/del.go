@@ -38,7 +38,14 @@ func (a *attachment) del() error {
 	link, err := a.findPair()
 	var others *othersError
 	if errors.As(err, &others) {
-		return a.releaseAddresses()
+		// A name that somebody gave the interface is no attachment: the daemon
+		// knows it as this one's, and would refuse its addresses to the next.
+		if _, _, _, another := readAlias(others.alias); !another {
+			err = a.forget()
+		} else {
+			err = nil
+		}
+		return errors.Join(err, a.releaseAddresses())
 	}
 	errs := []error{err}
 	if link != nil {
