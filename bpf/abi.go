@@ -33,6 +33,9 @@ type (
 	SocketState = abiSocketState
 	CTStat      = abiCtStat
 	Tunnel      = abiTunnel
+	Uplink      = abiUplink
+
+	SourceRangeKey = abiSourceRangeKey
 )
 
 // Kinds of conntrack entry (enum ct_type).
@@ -76,6 +79,9 @@ const (
 	ServiceAddress       = uint32(abiSvcFlagsSVC_F_ADDRESS)
 	ServiceInternalLocal = uint32(abiSvcFlagsSVC_F_INTERNAL_LOCAL)
 	ServiceExternalLocal = uint32(abiSvcFlagsSVC_F_EXTERNAL_LOCAL)
+	ServiceExternal      = uint32(abiSvcFlagsSVC_F_EXTERNAL)
+	ServiceSourceRanges  = uint32(abiSvcFlagsSVC_F_SOURCE_RANGES)
+	ServiceMaglev        = uint32(abiSvcFlagsSVC_F_MAGLEV)
 
 	BackendFree        = uint8(abiBackendStateBACKEND_FREE)
 	BackendActive      = uint8(abiBackendStateBACKEND_ACTIVE)

@@ -97,6 +97,7 @@ const (
 	abiCtFlagsCT_F_RST            abiCtFlags = 128
 	abiCtFlagsCT_F_EMBRYONIC      abiCtFlags = 256
 	abiCtFlagsCT_F_ENDED          abiCtFlags = 512
+	abiCtFlagsCT_F_DSR            abiCtFlags = 1024
 )
 
 type abiCtKey struct {
@@ -202,7 +203,12 @@ const (
 	abiDropReasonDROP_POLICY_UNKNOWN    abiDropReason = 22
 	abiDropReasonDROP_NO_TUNNEL         abiDropReason = 23
 	abiDropReasonDROP_TUNNEL_SOURCE     abiDropReason = 24
-	abiDropReasonDROP_REASONS           abiDropReason = 25
+	abiDropReasonDROP_SOURCE_RANGE      abiDropReason = 25
+	abiDropReasonDROP_MARTIAN           abiDropReason = 26
+	abiDropReasonDROP_SNAT_PORTS        abiDropReason = 27
+	abiDropReasonDROP_TOO_BIG           abiDropReason = 28
+	abiDropReasonDROP_DSR_OPTION        abiDropReason = 29
+	abiDropReasonDROP_REASONS           abiDropReason = 30
 )
 
 type abiEnding struct {
@@ -366,6 +372,13 @@ type abiSocketState struct {
 	}
 }
 
+type abiSourceRangeKey struct {
+	_         structs.HostLayout
+	Prefixlen uint32
+	Service   uint32
+	Addr      [16]uint8
+}
+
 type abiSvc struct {
 	_               structs.HostLayout
 	Id              uint32
@@ -382,6 +395,9 @@ const (
 	abiSvcFlagsSVC_F_ADDRESS        abiSvcFlags = 1
 	abiSvcFlagsSVC_F_INTERNAL_LOCAL abiSvcFlags = 2
 	abiSvcFlagsSVC_F_EXTERNAL_LOCAL abiSvcFlags = 4
+	abiSvcFlagsSVC_F_EXTERNAL       abiSvcFlags = 8
+	abiSvcFlagsSVC_F_SOURCE_RANGES  abiSvcFlags = 16
+	abiSvcFlagsSVC_F_MAGLEV         abiSvcFlags = 32
 )
 
 type abiSvcKey struct {
@@ -436,6 +452,12 @@ type abiTunnel struct {
 	Local  abiAddr
 }
 
+type abiUplink struct {
+	_  structs.HostLayout
+	V4 abiAddr
+	V6 abiAddr
+}
+
 type abiVerdictKey struct {
 	_        structs.HostLayout
 	Ruleset  uint64
@@ -460,6 +482,7 @@ const (
 	abiMapMooringFrags          = "mooring_frags"
 	abiMapMooringIdentities     = "mooring_identities"
 	abiMapMooringLate           = "mooring_late"
+	abiMapMooringNodeAddresses  = "mooring_node_addresses"
 	abiMapMooringPolicies       = "mooring_policies"
 	abiMapMooringPolicyDrops    = "mooring_policy_drops"
 	abiMapMooringProfiles       = "mooring_profiles"
@@ -467,8 +490,10 @@ const (
 	abiMapMooringShared         = "mooring_shared"
 	abiMapMooringSlots          = "mooring_slots"
 	abiMapMooringSockets        = "mooring_sockets"
+	abiMapMooringSourceRanges   = "mooring_source_ranges"
 	abiMapMooringTimewait       = "mooring_timewait"
 	abiMapMooringTunnels        = "mooring_tunnels"
+	abiMapMooringUplinks        = "mooring_uplinks"
 	abiMapMooringVerdicts       = "mooring_verdicts"
 	abiVarUnusedBackendState    = "unused_backend_state"
 	abiVarUnusedClock           = "unused_clock"
@@ -538,30 +563,33 @@ type abiProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type abiMapSpecs struct {
-	MooringAffinity    *ebpf.MapSpec `ebpf:"mooring_affinity"`
-	MooringBackends    *ebpf.MapSpec `ebpf:"mooring_backends"`
-	MooringCounters    *ebpf.MapSpec `ebpf:"mooring_counters"`
-	MooringCrowds      *ebpf.MapSpec `ebpf:"mooring_crowds"`
-	MooringCt          *ebpf.MapSpec `ebpf:"mooring_ct"`
-	MooringCtEmbryonic *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
-	MooringCtLive      *ebpf.MapSpec `ebpf:"mooring_ct_live"`
-	MooringCtStats     *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
-	MooringEnded       *ebpf.MapSpec `ebpf:"mooring_ended"`
-	MooringEndpoints   *ebpf.MapSpec `ebpf:"mooring_endpoints"`
-	MooringEvents      *ebpf.MapSpec `ebpf:"mooring_events"`
-	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
-	MooringIdentities  *ebpf.MapSpec `ebpf:"mooring_identities"`
-	MooringLate        *ebpf.MapSpec `ebpf:"mooring_late"`
-	MooringPolicies    *ebpf.MapSpec `ebpf:"mooring_policies"`
-	MooringPolicyDrops *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
-	MooringProfiles    *ebpf.MapSpec `ebpf:"mooring_profiles"`
-	MooringServices    *ebpf.MapSpec `ebpf:"mooring_services"`
-	MooringShared      *ebpf.MapSpec `ebpf:"mooring_shared"`
-	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
-	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
-	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
-	MooringTunnels     *ebpf.MapSpec `ebpf:"mooring_tunnels"`
-	MooringVerdicts    *ebpf.MapSpec `ebpf:"mooring_verdicts"`
+	MooringAffinity      *ebpf.MapSpec `ebpf:"mooring_affinity"`
+	MooringBackends      *ebpf.MapSpec `ebpf:"mooring_backends"`
+	MooringCounters      *ebpf.MapSpec `ebpf:"mooring_counters"`
+	MooringCrowds        *ebpf.MapSpec `ebpf:"mooring_crowds"`
+	MooringCt            *ebpf.MapSpec `ebpf:"mooring_ct"`
+	MooringCtEmbryonic   *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
+	MooringCtLive        *ebpf.MapSpec `ebpf:"mooring_ct_live"`
+	MooringCtStats       *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
+	MooringEnded         *ebpf.MapSpec `ebpf:"mooring_ended"`
+	MooringEndpoints     *ebpf.MapSpec `ebpf:"mooring_endpoints"`
+	MooringEvents        *ebpf.MapSpec `ebpf:"mooring_events"`
+	MooringFrags         *ebpf.MapSpec `ebpf:"mooring_frags"`
+	MooringIdentities    *ebpf.MapSpec `ebpf:"mooring_identities"`
+	MooringLate          *ebpf.MapSpec `ebpf:"mooring_late"`
+	MooringNodeAddresses *ebpf.MapSpec `ebpf:"mooring_node_addresses"`
+	MooringPolicies      *ebpf.MapSpec `ebpf:"mooring_policies"`
+	MooringPolicyDrops   *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
+	MooringProfiles      *ebpf.MapSpec `ebpf:"mooring_profiles"`
+	MooringServices      *ebpf.MapSpec `ebpf:"mooring_services"`
+	MooringShared        *ebpf.MapSpec `ebpf:"mooring_shared"`
+	MooringSlots         *ebpf.MapSpec `ebpf:"mooring_slots"`
+	MooringSockets       *ebpf.MapSpec `ebpf:"mooring_sockets"`
+	MooringSourceRanges  *ebpf.MapSpec `ebpf:"mooring_source_ranges"`
+	MooringTimewait      *ebpf.MapSpec `ebpf:"mooring_timewait"`
+	MooringTunnels       *ebpf.MapSpec `ebpf:"mooring_tunnels"`
+	MooringUplinks       *ebpf.MapSpec `ebpf:"mooring_uplinks"`
+	MooringVerdicts      *ebpf.MapSpec `ebpf:"mooring_verdicts"`
 }
 
 // abiVariableSpecs contains global variables before they are loaded into the kernel.
@@ -608,30 +636,33 @@ func (o *abiObjects) Close() error {
 //
 // It can be passed to loadAbiObjects or ebpf.CollectionSpec.LoadAndAssign.
 type abiMaps struct {
-	MooringAffinity    *ebpf.Map `ebpf:"mooring_affinity"`
-	MooringBackends    *ebpf.Map `ebpf:"mooring_backends"`
-	MooringCounters    *ebpf.Map `ebpf:"mooring_counters"`
-	MooringCrowds      *ebpf.Map `ebpf:"mooring_crowds"`
-	MooringCt          *ebpf.Map `ebpf:"mooring_ct"`
-	MooringCtEmbryonic *ebpf.Map `ebpf:"mooring_ct_embryonic"`
-	MooringCtLive      *ebpf.Map `ebpf:"mooring_ct_live"`
-	MooringCtStats     *ebpf.Map `ebpf:"mooring_ct_stats"`
-	MooringEnded       *ebpf.Map `ebpf:"mooring_ended"`
-	MooringEndpoints   *ebpf.Map `ebpf:"mooring_endpoints"`
-	MooringEvents      *ebpf.Map `ebpf:"mooring_events"`
-	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
-	MooringIdentities  *ebpf.Map `ebpf:"mooring_identities"`
-	MooringLate        *ebpf.Map `ebpf:"mooring_late"`
-	MooringPolicies    *ebpf.Map `ebpf:"mooring_policies"`
-	MooringPolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
-	MooringProfiles    *ebpf.Map `ebpf:"mooring_profiles"`
-	MooringServices    *ebpf.Map `ebpf:"mooring_services"`
-	MooringShared      *ebpf.Map `ebpf:"mooring_shared"`
-	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
-	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
-	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
-	MooringTunnels     *ebpf.Map `ebpf:"mooring_tunnels"`
-	MooringVerdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
+	MooringAffinity      *ebpf.Map `ebpf:"mooring_affinity"`
+	MooringBackends      *ebpf.Map `ebpf:"mooring_backends"`
+	MooringCounters      *ebpf.Map `ebpf:"mooring_counters"`
+	MooringCrowds        *ebpf.Map `ebpf:"mooring_crowds"`
+	MooringCt            *ebpf.Map `ebpf:"mooring_ct"`
+	MooringCtEmbryonic   *ebpf.Map `ebpf:"mooring_ct_embryonic"`
+	MooringCtLive        *ebpf.Map `ebpf:"mooring_ct_live"`
+	MooringCtStats       *ebpf.Map `ebpf:"mooring_ct_stats"`
+	MooringEnded         *ebpf.Map `ebpf:"mooring_ended"`
+	MooringEndpoints     *ebpf.Map `ebpf:"mooring_endpoints"`
+	MooringEvents        *ebpf.Map `ebpf:"mooring_events"`
+	MooringFrags         *ebpf.Map `ebpf:"mooring_frags"`
+	MooringIdentities    *ebpf.Map `ebpf:"mooring_identities"`
+	MooringLate          *ebpf.Map `ebpf:"mooring_late"`
+	MooringNodeAddresses *ebpf.Map `ebpf:"mooring_node_addresses"`
+	MooringPolicies      *ebpf.Map `ebpf:"mooring_policies"`
+	MooringPolicyDrops   *ebpf.Map `ebpf:"mooring_policy_drops"`
+	MooringProfiles      *ebpf.Map `ebpf:"mooring_profiles"`
+	MooringServices      *ebpf.Map `ebpf:"mooring_services"`
+	MooringShared        *ebpf.Map `ebpf:"mooring_shared"`
+	MooringSlots         *ebpf.Map `ebpf:"mooring_slots"`
+	MooringSockets       *ebpf.Map `ebpf:"mooring_sockets"`
+	MooringSourceRanges  *ebpf.Map `ebpf:"mooring_source_ranges"`
+	MooringTimewait      *ebpf.Map `ebpf:"mooring_timewait"`
+	MooringTunnels       *ebpf.Map `ebpf:"mooring_tunnels"`
+	MooringUplinks       *ebpf.Map `ebpf:"mooring_uplinks"`
+	MooringVerdicts      *ebpf.Map `ebpf:"mooring_verdicts"`
 }
 
 func (m *abiMaps) Close() error {
@@ -650,6 +681,7 @@ func (m *abiMaps) Close() error {
 		m.MooringFrags,
 		m.MooringIdentities,
 		m.MooringLate,
+		m.MooringNodeAddresses,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,
@@ -657,8 +689,10 @@ func (m *abiMaps) Close() error {
 		m.MooringShared,
 		m.MooringSlots,
 		m.MooringSockets,
+		m.MooringSourceRanges,
 		m.MooringTimewait,
 		m.MooringTunnels,
+		m.MooringUplinks,
 		m.MooringVerdicts,
 	)
 }

@@ -16,44 +16,47 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	endpointMapCtCopies           = "ct_copies"
-	endpointMapCtDrafts           = "ct_drafts"
-	endpointMapCtEndings          = "ct_endings"
-	endpointMapIcmpQuoted         = "icmp_quoted"
-	endpointMapMooringAffinity    = "mooring_affinity"
-	endpointMapMooringBackends    = "mooring_backends"
-	endpointMapMooringCounters    = "mooring_counters"
-	endpointMapMooringCrowds      = "mooring_crowds"
-	endpointMapMooringCt          = "mooring_ct"
-	endpointMapMooringCtEmbryonic = "mooring_ct_embryonic"
-	endpointMapMooringCtLive      = "mooring_ct_live"
-	endpointMapMooringCtStats     = "mooring_ct_stats"
-	endpointMapMooringEnded       = "mooring_ended"
-	endpointMapMooringEndpoints   = "mooring_endpoints"
-	endpointMapMooringEvents      = "mooring_events"
-	endpointMapMooringFrags       = "mooring_frags"
-	endpointMapMooringIdentities  = "mooring_identities"
-	endpointMapMooringLate        = "mooring_late"
-	endpointMapMooringPolicies    = "mooring_policies"
-	endpointMapMooringPolicyDrops = "mooring_policy_drops"
-	endpointMapMooringProfiles    = "mooring_profiles"
-	endpointMapMooringServices    = "mooring_services"
-	endpointMapMooringShared      = "mooring_shared"
-	endpointMapMooringSlots       = "mooring_slots"
-	endpointMapMooringSockets     = "mooring_sockets"
-	endpointMapMooringTimewait    = "mooring_timewait"
-	endpointMapMooringTunnels     = "mooring_tunnels"
-	endpointMapMooringVerdicts    = "mooring_verdicts"
-	endpointMapPolicyDrafts       = "policy_drafts"
-	endpointProgFromContainer     = "from_container"
-	endpointProgToContainer       = "to_container"
-	endpointVarCacheDecisions     = "cache_decisions"
-	endpointVarCtDirectLimit      = "ct_direct_limit"
-	endpointVarHairpinV4          = "hairpin_v4"
-	endpointVarHairpinV6          = "hairpin_v6"
-	endpointVarHookMode           = "hook_mode"
-	endpointVarJiffiesPerSecond   = "jiffies_per_second"
-	endpointVarPolicyEnforced     = "policy_enforced"
+	endpointMapCtCopies             = "ct_copies"
+	endpointMapCtDrafts             = "ct_drafts"
+	endpointMapCtEndings            = "ct_endings"
+	endpointMapIcmpQuoted           = "icmp_quoted"
+	endpointMapMooringAffinity      = "mooring_affinity"
+	endpointMapMooringBackends      = "mooring_backends"
+	endpointMapMooringCounters      = "mooring_counters"
+	endpointMapMooringCrowds        = "mooring_crowds"
+	endpointMapMooringCt            = "mooring_ct"
+	endpointMapMooringCtEmbryonic   = "mooring_ct_embryonic"
+	endpointMapMooringCtLive        = "mooring_ct_live"
+	endpointMapMooringCtStats       = "mooring_ct_stats"
+	endpointMapMooringEnded         = "mooring_ended"
+	endpointMapMooringEndpoints     = "mooring_endpoints"
+	endpointMapMooringEvents        = "mooring_events"
+	endpointMapMooringFrags         = "mooring_frags"
+	endpointMapMooringIdentities    = "mooring_identities"
+	endpointMapMooringLate          = "mooring_late"
+	endpointMapMooringNodeAddresses = "mooring_node_addresses"
+	endpointMapMooringPolicies      = "mooring_policies"
+	endpointMapMooringPolicyDrops   = "mooring_policy_drops"
+	endpointMapMooringProfiles      = "mooring_profiles"
+	endpointMapMooringServices      = "mooring_services"
+	endpointMapMooringShared        = "mooring_shared"
+	endpointMapMooringSlots         = "mooring_slots"
+	endpointMapMooringSockets       = "mooring_sockets"
+	endpointMapMooringSourceRanges  = "mooring_source_ranges"
+	endpointMapMooringTimewait      = "mooring_timewait"
+	endpointMapMooringTunnels       = "mooring_tunnels"
+	endpointMapMooringUplinks       = "mooring_uplinks"
+	endpointMapMooringVerdicts      = "mooring_verdicts"
+	endpointMapPolicyDrafts         = "policy_drafts"
+	endpointProgFromContainer       = "from_container"
+	endpointProgToContainer         = "to_container"
+	endpointVarCacheDecisions       = "cache_decisions"
+	endpointVarCtDirectLimit        = "ct_direct_limit"
+	endpointVarHairpinV4            = "hairpin_v4"
+	endpointVarHairpinV6            = "hairpin_v6"
+	endpointVarHookMode             = "hook_mode"
+	endpointVarJiffiesPerSecond     = "jiffies_per_second"
+	endpointVarPolicyEnforced       = "policy_enforced"
 )
 
 // loadEndpoint returns the embedded CollectionSpec for endpoint.
@@ -106,35 +109,38 @@ type endpointProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type endpointMapSpecs struct {
-	CtCopies           *ebpf.MapSpec `ebpf:"ct_copies"`
-	CtDrafts           *ebpf.MapSpec `ebpf:"ct_drafts"`
-	CtEndings          *ebpf.MapSpec `ebpf:"ct_endings"`
-	IcmpQuoted         *ebpf.MapSpec `ebpf:"icmp_quoted"`
-	MooringAffinity    *ebpf.MapSpec `ebpf:"mooring_affinity"`
-	MooringBackends    *ebpf.MapSpec `ebpf:"mooring_backends"`
-	MooringCounters    *ebpf.MapSpec `ebpf:"mooring_counters"`
-	MooringCrowds      *ebpf.MapSpec `ebpf:"mooring_crowds"`
-	MooringCt          *ebpf.MapSpec `ebpf:"mooring_ct"`
-	MooringCtEmbryonic *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
-	MooringCtLive      *ebpf.MapSpec `ebpf:"mooring_ct_live"`
-	MooringCtStats     *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
-	MooringEnded       *ebpf.MapSpec `ebpf:"mooring_ended"`
-	MooringEndpoints   *ebpf.MapSpec `ebpf:"mooring_endpoints"`
-	MooringEvents      *ebpf.MapSpec `ebpf:"mooring_events"`
-	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
-	MooringIdentities  *ebpf.MapSpec `ebpf:"mooring_identities"`
-	MooringLate        *ebpf.MapSpec `ebpf:"mooring_late"`
-	MooringPolicies    *ebpf.MapSpec `ebpf:"mooring_policies"`
-	MooringPolicyDrops *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
-	MooringProfiles    *ebpf.MapSpec `ebpf:"mooring_profiles"`
-	MooringServices    *ebpf.MapSpec `ebpf:"mooring_services"`
-	MooringShared      *ebpf.MapSpec `ebpf:"mooring_shared"`
-	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
-	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
-	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
-	MooringTunnels     *ebpf.MapSpec `ebpf:"mooring_tunnels"`
-	MooringVerdicts    *ebpf.MapSpec `ebpf:"mooring_verdicts"`
-	PolicyDrafts       *ebpf.MapSpec `ebpf:"policy_drafts"`
+	CtCopies             *ebpf.MapSpec `ebpf:"ct_copies"`
+	CtDrafts             *ebpf.MapSpec `ebpf:"ct_drafts"`
+	CtEndings            *ebpf.MapSpec `ebpf:"ct_endings"`
+	IcmpQuoted           *ebpf.MapSpec `ebpf:"icmp_quoted"`
+	MooringAffinity      *ebpf.MapSpec `ebpf:"mooring_affinity"`
+	MooringBackends      *ebpf.MapSpec `ebpf:"mooring_backends"`
+	MooringCounters      *ebpf.MapSpec `ebpf:"mooring_counters"`
+	MooringCrowds        *ebpf.MapSpec `ebpf:"mooring_crowds"`
+	MooringCt            *ebpf.MapSpec `ebpf:"mooring_ct"`
+	MooringCtEmbryonic   *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
+	MooringCtLive        *ebpf.MapSpec `ebpf:"mooring_ct_live"`
+	MooringCtStats       *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
+	MooringEnded         *ebpf.MapSpec `ebpf:"mooring_ended"`
+	MooringEndpoints     *ebpf.MapSpec `ebpf:"mooring_endpoints"`
+	MooringEvents        *ebpf.MapSpec `ebpf:"mooring_events"`
+	MooringFrags         *ebpf.MapSpec `ebpf:"mooring_frags"`
+	MooringIdentities    *ebpf.MapSpec `ebpf:"mooring_identities"`
+	MooringLate          *ebpf.MapSpec `ebpf:"mooring_late"`
+	MooringNodeAddresses *ebpf.MapSpec `ebpf:"mooring_node_addresses"`
+	MooringPolicies      *ebpf.MapSpec `ebpf:"mooring_policies"`
+	MooringPolicyDrops   *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
+	MooringProfiles      *ebpf.MapSpec `ebpf:"mooring_profiles"`
+	MooringServices      *ebpf.MapSpec `ebpf:"mooring_services"`
+	MooringShared        *ebpf.MapSpec `ebpf:"mooring_shared"`
+	MooringSlots         *ebpf.MapSpec `ebpf:"mooring_slots"`
+	MooringSockets       *ebpf.MapSpec `ebpf:"mooring_sockets"`
+	MooringSourceRanges  *ebpf.MapSpec `ebpf:"mooring_source_ranges"`
+	MooringTimewait      *ebpf.MapSpec `ebpf:"mooring_timewait"`
+	MooringTunnels       *ebpf.MapSpec `ebpf:"mooring_tunnels"`
+	MooringUplinks       *ebpf.MapSpec `ebpf:"mooring_uplinks"`
+	MooringVerdicts      *ebpf.MapSpec `ebpf:"mooring_verdicts"`
+	PolicyDrafts         *ebpf.MapSpec `ebpf:"policy_drafts"`
 }
 
 // endpointVariableSpecs contains global variables before they are loaded into the kernel.
@@ -170,35 +176,38 @@ func (o *endpointObjects) Close() error {
 //
 // It can be passed to loadEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type endpointMaps struct {
-	CtCopies           *ebpf.Map `ebpf:"ct_copies"`
-	CtDrafts           *ebpf.Map `ebpf:"ct_drafts"`
-	CtEndings          *ebpf.Map `ebpf:"ct_endings"`
-	IcmpQuoted         *ebpf.Map `ebpf:"icmp_quoted"`
-	MooringAffinity    *ebpf.Map `ebpf:"mooring_affinity"`
-	MooringBackends    *ebpf.Map `ebpf:"mooring_backends"`
-	MooringCounters    *ebpf.Map `ebpf:"mooring_counters"`
-	MooringCrowds      *ebpf.Map `ebpf:"mooring_crowds"`
-	MooringCt          *ebpf.Map `ebpf:"mooring_ct"`
-	MooringCtEmbryonic *ebpf.Map `ebpf:"mooring_ct_embryonic"`
-	MooringCtLive      *ebpf.Map `ebpf:"mooring_ct_live"`
-	MooringCtStats     *ebpf.Map `ebpf:"mooring_ct_stats"`
-	MooringEnded       *ebpf.Map `ebpf:"mooring_ended"`
-	MooringEndpoints   *ebpf.Map `ebpf:"mooring_endpoints"`
-	MooringEvents      *ebpf.Map `ebpf:"mooring_events"`
-	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
-	MooringIdentities  *ebpf.Map `ebpf:"mooring_identities"`
-	MooringLate        *ebpf.Map `ebpf:"mooring_late"`
-	MooringPolicies    *ebpf.Map `ebpf:"mooring_policies"`
-	MooringPolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
-	MooringProfiles    *ebpf.Map `ebpf:"mooring_profiles"`
-	MooringServices    *ebpf.Map `ebpf:"mooring_services"`
-	MooringShared      *ebpf.Map `ebpf:"mooring_shared"`
-	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
-	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
-	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
-	MooringTunnels     *ebpf.Map `ebpf:"mooring_tunnels"`
-	MooringVerdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
-	PolicyDrafts       *ebpf.Map `ebpf:"policy_drafts"`
+	CtCopies             *ebpf.Map `ebpf:"ct_copies"`
+	CtDrafts             *ebpf.Map `ebpf:"ct_drafts"`
+	CtEndings            *ebpf.Map `ebpf:"ct_endings"`
+	IcmpQuoted           *ebpf.Map `ebpf:"icmp_quoted"`
+	MooringAffinity      *ebpf.Map `ebpf:"mooring_affinity"`
+	MooringBackends      *ebpf.Map `ebpf:"mooring_backends"`
+	MooringCounters      *ebpf.Map `ebpf:"mooring_counters"`
+	MooringCrowds        *ebpf.Map `ebpf:"mooring_crowds"`
+	MooringCt            *ebpf.Map `ebpf:"mooring_ct"`
+	MooringCtEmbryonic   *ebpf.Map `ebpf:"mooring_ct_embryonic"`
+	MooringCtLive        *ebpf.Map `ebpf:"mooring_ct_live"`
+	MooringCtStats       *ebpf.Map `ebpf:"mooring_ct_stats"`
+	MooringEnded         *ebpf.Map `ebpf:"mooring_ended"`
+	MooringEndpoints     *ebpf.Map `ebpf:"mooring_endpoints"`
+	MooringEvents        *ebpf.Map `ebpf:"mooring_events"`
+	MooringFrags         *ebpf.Map `ebpf:"mooring_frags"`
+	MooringIdentities    *ebpf.Map `ebpf:"mooring_identities"`
+	MooringLate          *ebpf.Map `ebpf:"mooring_late"`
+	MooringNodeAddresses *ebpf.Map `ebpf:"mooring_node_addresses"`
+	MooringPolicies      *ebpf.Map `ebpf:"mooring_policies"`
+	MooringPolicyDrops   *ebpf.Map `ebpf:"mooring_policy_drops"`
+	MooringProfiles      *ebpf.Map `ebpf:"mooring_profiles"`
+	MooringServices      *ebpf.Map `ebpf:"mooring_services"`
+	MooringShared        *ebpf.Map `ebpf:"mooring_shared"`
+	MooringSlots         *ebpf.Map `ebpf:"mooring_slots"`
+	MooringSockets       *ebpf.Map `ebpf:"mooring_sockets"`
+	MooringSourceRanges  *ebpf.Map `ebpf:"mooring_source_ranges"`
+	MooringTimewait      *ebpf.Map `ebpf:"mooring_timewait"`
+	MooringTunnels       *ebpf.Map `ebpf:"mooring_tunnels"`
+	MooringUplinks       *ebpf.Map `ebpf:"mooring_uplinks"`
+	MooringVerdicts      *ebpf.Map `ebpf:"mooring_verdicts"`
+	PolicyDrafts         *ebpf.Map `ebpf:"policy_drafts"`
 }
 
 func (m *endpointMaps) Close() error {
@@ -221,6 +230,7 @@ func (m *endpointMaps) Close() error {
 		m.MooringFrags,
 		m.MooringIdentities,
 		m.MooringLate,
+		m.MooringNodeAddresses,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,
@@ -228,8 +238,10 @@ func (m *endpointMaps) Close() error {
 		m.MooringShared,
 		m.MooringSlots,
 		m.MooringSockets,
+		m.MooringSourceRanges,
 		m.MooringTimewait,
 		m.MooringTunnels,
+		m.MooringUplinks,
 		m.MooringVerdicts,
 		m.PolicyDrafts,
 	)

@@ -16,53 +16,56 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	hostMapMooringAffinity    = "mooring_affinity"
-	hostMapMooringBackends    = "mooring_backends"
-	hostMapMooringCounters    = "mooring_counters"
-	hostMapMooringCrowds      = "mooring_crowds"
-	hostMapMooringCt          = "mooring_ct"
-	hostMapMooringCtEmbryonic = "mooring_ct_embryonic"
-	hostMapMooringCtLive      = "mooring_ct_live"
-	hostMapMooringCtStats     = "mooring_ct_stats"
-	hostMapMooringEnded       = "mooring_ended"
-	hostMapMooringEndpoints   = "mooring_endpoints"
-	hostMapMooringEvents      = "mooring_events"
-	hostMapMooringFrags       = "mooring_frags"
-	hostMapMooringHostFlows   = "mooring_host_flows"
-	hostMapMooringHostSockets = "mooring_host_sockets"
-	hostMapMooringIdentities  = "mooring_identities"
-	hostMapMooringLate        = "mooring_late"
-	hostMapMooringPolicies    = "mooring_policies"
-	hostMapMooringPolicyDrops = "mooring_policy_drops"
-	hostMapMooringProfiles    = "mooring_profiles"
-	hostMapMooringServices    = "mooring_services"
-	hostMapMooringShared      = "mooring_shared"
-	hostMapMooringSlots       = "mooring_slots"
-	hostMapMooringSockets     = "mooring_sockets"
-	hostMapMooringTimewait    = "mooring_timewait"
-	hostMapMooringTunnels     = "mooring_tunnels"
-	hostMapMooringVerdicts    = "mooring_verdicts"
-	hostProgEndUdp            = "end_udp"
-	hostProgHostConnect4      = "host_connect4"
-	hostProgHostConnect6      = "host_connect6"
-	hostProgHostGetpeername4  = "host_getpeername4"
-	hostProgHostGetpeername6  = "host_getpeername6"
-	hostProgHostRecvmsg4      = "host_recvmsg4"
-	hostProgHostRecvmsg6      = "host_recvmsg6"
-	hostProgHostSendmsg4      = "host_sendmsg4"
-	hostProgHostSendmsg6      = "host_sendmsg6"
-	hostVarCacheDecisions     = "cache_decisions"
-	hostVarCtDirectLimit      = "ct_direct_limit"
-	hostVarEnded              = "ended"
-	hostVarHairpinV4          = "hairpin_v4"
-	hostVarHairpinV6          = "hairpin_v6"
-	hostVarHookMode           = "hook_mode"
-	hostVarJiffiesPerSecond   = "jiffies_per_second"
-	hostVarNetnsCookie        = "netns_cookie"
-	hostVarNodeAddress        = "node_address"
-	hostVarNodePortFirst      = "node_port_first"
-	hostVarNodePortLast       = "node_port_last"
-	hostVarPolicyEnforced     = "policy_enforced"
+	hostMapMooringAffinity      = "mooring_affinity"
+	hostMapMooringBackends      = "mooring_backends"
+	hostMapMooringCounters      = "mooring_counters"
+	hostMapMooringCrowds        = "mooring_crowds"
+	hostMapMooringCt            = "mooring_ct"
+	hostMapMooringCtEmbryonic   = "mooring_ct_embryonic"
+	hostMapMooringCtLive        = "mooring_ct_live"
+	hostMapMooringCtStats       = "mooring_ct_stats"
+	hostMapMooringEnded         = "mooring_ended"
+	hostMapMooringEndpoints     = "mooring_endpoints"
+	hostMapMooringEvents        = "mooring_events"
+	hostMapMooringFrags         = "mooring_frags"
+	hostMapMooringHostFlows     = "mooring_host_flows"
+	hostMapMooringHostSockets   = "mooring_host_sockets"
+	hostMapMooringIdentities    = "mooring_identities"
+	hostMapMooringLate          = "mooring_late"
+	hostMapMooringNodeAddresses = "mooring_node_addresses"
+	hostMapMooringPolicies      = "mooring_policies"
+	hostMapMooringPolicyDrops   = "mooring_policy_drops"
+	hostMapMooringProfiles      = "mooring_profiles"
+	hostMapMooringServices      = "mooring_services"
+	hostMapMooringShared        = "mooring_shared"
+	hostMapMooringSlots         = "mooring_slots"
+	hostMapMooringSockets       = "mooring_sockets"
+	hostMapMooringSourceRanges  = "mooring_source_ranges"
+	hostMapMooringTimewait      = "mooring_timewait"
+	hostMapMooringTunnels       = "mooring_tunnels"
+	hostMapMooringUplinks       = "mooring_uplinks"
+	hostMapMooringVerdicts      = "mooring_verdicts"
+	hostProgEndUdp              = "end_udp"
+	hostProgHostConnect4        = "host_connect4"
+	hostProgHostConnect6        = "host_connect6"
+	hostProgHostGetpeername4    = "host_getpeername4"
+	hostProgHostGetpeername6    = "host_getpeername6"
+	hostProgHostRecvmsg4        = "host_recvmsg4"
+	hostProgHostRecvmsg6        = "host_recvmsg6"
+	hostProgHostSendmsg4        = "host_sendmsg4"
+	hostProgHostSendmsg6        = "host_sendmsg6"
+	hostVarCacheDecisions       = "cache_decisions"
+	hostVarCtDirectLimit        = "ct_direct_limit"
+	hostVarEnded                = "ended"
+	hostVarHairpinV4            = "hairpin_v4"
+	hostVarHairpinV6            = "hairpin_v6"
+	hostVarHookMode             = "hook_mode"
+	hostVarJiffiesPerSecond     = "jiffies_per_second"
+	hostVarNetnsCookie          = "netns_cookie"
+	hostVarNodeAddress          = "node_address"
+	hostVarNodePortFirst        = "node_port_first"
+	hostVarNodePortLast         = "node_port_last"
+	hostVarPolicyEnforced       = "policy_enforced"
 )
 
 // loadHost returns the embedded CollectionSpec for host.
@@ -122,32 +125,35 @@ type hostProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type hostMapSpecs struct {
-	MooringAffinity    *ebpf.MapSpec `ebpf:"mooring_affinity"`
-	MooringBackends    *ebpf.MapSpec `ebpf:"mooring_backends"`
-	MooringCounters    *ebpf.MapSpec `ebpf:"mooring_counters"`
-	MooringCrowds      *ebpf.MapSpec `ebpf:"mooring_crowds"`
-	MooringCt          *ebpf.MapSpec `ebpf:"mooring_ct"`
-	MooringCtEmbryonic *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
-	MooringCtLive      *ebpf.MapSpec `ebpf:"mooring_ct_live"`
-	MooringCtStats     *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
-	MooringEnded       *ebpf.MapSpec `ebpf:"mooring_ended"`
-	MooringEndpoints   *ebpf.MapSpec `ebpf:"mooring_endpoints"`
-	MooringEvents      *ebpf.MapSpec `ebpf:"mooring_events"`
-	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
-	MooringHostFlows   *ebpf.MapSpec `ebpf:"mooring_host_flows"`
-	MooringHostSockets *ebpf.MapSpec `ebpf:"mooring_host_sockets"`
-	MooringIdentities  *ebpf.MapSpec `ebpf:"mooring_identities"`
-	MooringLate        *ebpf.MapSpec `ebpf:"mooring_late"`
-	MooringPolicies    *ebpf.MapSpec `ebpf:"mooring_policies"`
-	MooringPolicyDrops *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
-	MooringProfiles    *ebpf.MapSpec `ebpf:"mooring_profiles"`
-	MooringServices    *ebpf.MapSpec `ebpf:"mooring_services"`
-	MooringShared      *ebpf.MapSpec `ebpf:"mooring_shared"`
-	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
-	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
-	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
-	MooringTunnels     *ebpf.MapSpec `ebpf:"mooring_tunnels"`
-	MooringVerdicts    *ebpf.MapSpec `ebpf:"mooring_verdicts"`
+	MooringAffinity      *ebpf.MapSpec `ebpf:"mooring_affinity"`
+	MooringBackends      *ebpf.MapSpec `ebpf:"mooring_backends"`
+	MooringCounters      *ebpf.MapSpec `ebpf:"mooring_counters"`
+	MooringCrowds        *ebpf.MapSpec `ebpf:"mooring_crowds"`
+	MooringCt            *ebpf.MapSpec `ebpf:"mooring_ct"`
+	MooringCtEmbryonic   *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
+	MooringCtLive        *ebpf.MapSpec `ebpf:"mooring_ct_live"`
+	MooringCtStats       *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
+	MooringEnded         *ebpf.MapSpec `ebpf:"mooring_ended"`
+	MooringEndpoints     *ebpf.MapSpec `ebpf:"mooring_endpoints"`
+	MooringEvents        *ebpf.MapSpec `ebpf:"mooring_events"`
+	MooringFrags         *ebpf.MapSpec `ebpf:"mooring_frags"`
+	MooringHostFlows     *ebpf.MapSpec `ebpf:"mooring_host_flows"`
+	MooringHostSockets   *ebpf.MapSpec `ebpf:"mooring_host_sockets"`
+	MooringIdentities    *ebpf.MapSpec `ebpf:"mooring_identities"`
+	MooringLate          *ebpf.MapSpec `ebpf:"mooring_late"`
+	MooringNodeAddresses *ebpf.MapSpec `ebpf:"mooring_node_addresses"`
+	MooringPolicies      *ebpf.MapSpec `ebpf:"mooring_policies"`
+	MooringPolicyDrops   *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
+	MooringProfiles      *ebpf.MapSpec `ebpf:"mooring_profiles"`
+	MooringServices      *ebpf.MapSpec `ebpf:"mooring_services"`
+	MooringShared        *ebpf.MapSpec `ebpf:"mooring_shared"`
+	MooringSlots         *ebpf.MapSpec `ebpf:"mooring_slots"`
+	MooringSockets       *ebpf.MapSpec `ebpf:"mooring_sockets"`
+	MooringSourceRanges  *ebpf.MapSpec `ebpf:"mooring_source_ranges"`
+	MooringTimewait      *ebpf.MapSpec `ebpf:"mooring_timewait"`
+	MooringTunnels       *ebpf.MapSpec `ebpf:"mooring_tunnels"`
+	MooringUplinks       *ebpf.MapSpec `ebpf:"mooring_uplinks"`
+	MooringVerdicts      *ebpf.MapSpec `ebpf:"mooring_verdicts"`
 }
 
 // hostVariableSpecs contains global variables before they are loaded into the kernel.
@@ -188,32 +194,35 @@ func (o *hostObjects) Close() error {
 //
 // It can be passed to loadHostObjects or ebpf.CollectionSpec.LoadAndAssign.
 type hostMaps struct {
-	MooringAffinity    *ebpf.Map `ebpf:"mooring_affinity"`
-	MooringBackends    *ebpf.Map `ebpf:"mooring_backends"`
-	MooringCounters    *ebpf.Map `ebpf:"mooring_counters"`
-	MooringCrowds      *ebpf.Map `ebpf:"mooring_crowds"`
-	MooringCt          *ebpf.Map `ebpf:"mooring_ct"`
-	MooringCtEmbryonic *ebpf.Map `ebpf:"mooring_ct_embryonic"`
-	MooringCtLive      *ebpf.Map `ebpf:"mooring_ct_live"`
-	MooringCtStats     *ebpf.Map `ebpf:"mooring_ct_stats"`
-	MooringEnded       *ebpf.Map `ebpf:"mooring_ended"`
-	MooringEndpoints   *ebpf.Map `ebpf:"mooring_endpoints"`
-	MooringEvents      *ebpf.Map `ebpf:"mooring_events"`
-	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
-	MooringHostFlows   *ebpf.Map `ebpf:"mooring_host_flows"`
-	MooringHostSockets *ebpf.Map `ebpf:"mooring_host_sockets"`
-	MooringIdentities  *ebpf.Map `ebpf:"mooring_identities"`
-	MooringLate        *ebpf.Map `ebpf:"mooring_late"`
-	MooringPolicies    *ebpf.Map `ebpf:"mooring_policies"`
-	MooringPolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
-	MooringProfiles    *ebpf.Map `ebpf:"mooring_profiles"`
-	MooringServices    *ebpf.Map `ebpf:"mooring_services"`
-	MooringShared      *ebpf.Map `ebpf:"mooring_shared"`
-	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
-	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
-	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
-	MooringTunnels     *ebpf.Map `ebpf:"mooring_tunnels"`
-	MooringVerdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
+	MooringAffinity      *ebpf.Map `ebpf:"mooring_affinity"`
+	MooringBackends      *ebpf.Map `ebpf:"mooring_backends"`
+	MooringCounters      *ebpf.Map `ebpf:"mooring_counters"`
+	MooringCrowds        *ebpf.Map `ebpf:"mooring_crowds"`
+	MooringCt            *ebpf.Map `ebpf:"mooring_ct"`
+	MooringCtEmbryonic   *ebpf.Map `ebpf:"mooring_ct_embryonic"`
+	MooringCtLive        *ebpf.Map `ebpf:"mooring_ct_live"`
+	MooringCtStats       *ebpf.Map `ebpf:"mooring_ct_stats"`
+	MooringEnded         *ebpf.Map `ebpf:"mooring_ended"`
+	MooringEndpoints     *ebpf.Map `ebpf:"mooring_endpoints"`
+	MooringEvents        *ebpf.Map `ebpf:"mooring_events"`
+	MooringFrags         *ebpf.Map `ebpf:"mooring_frags"`
+	MooringHostFlows     *ebpf.Map `ebpf:"mooring_host_flows"`
+	MooringHostSockets   *ebpf.Map `ebpf:"mooring_host_sockets"`
+	MooringIdentities    *ebpf.Map `ebpf:"mooring_identities"`
+	MooringLate          *ebpf.Map `ebpf:"mooring_late"`
+	MooringNodeAddresses *ebpf.Map `ebpf:"mooring_node_addresses"`
+	MooringPolicies      *ebpf.Map `ebpf:"mooring_policies"`
+	MooringPolicyDrops   *ebpf.Map `ebpf:"mooring_policy_drops"`
+	MooringProfiles      *ebpf.Map `ebpf:"mooring_profiles"`
+	MooringServices      *ebpf.Map `ebpf:"mooring_services"`
+	MooringShared        *ebpf.Map `ebpf:"mooring_shared"`
+	MooringSlots         *ebpf.Map `ebpf:"mooring_slots"`
+	MooringSockets       *ebpf.Map `ebpf:"mooring_sockets"`
+	MooringSourceRanges  *ebpf.Map `ebpf:"mooring_source_ranges"`
+	MooringTimewait      *ebpf.Map `ebpf:"mooring_timewait"`
+	MooringTunnels       *ebpf.Map `ebpf:"mooring_tunnels"`
+	MooringUplinks       *ebpf.Map `ebpf:"mooring_uplinks"`
+	MooringVerdicts      *ebpf.Map `ebpf:"mooring_verdicts"`
 }
 
 func (m *hostMaps) Close() error {
@@ -234,6 +243,7 @@ func (m *hostMaps) Close() error {
 		m.MooringHostSockets,
 		m.MooringIdentities,
 		m.MooringLate,
+		m.MooringNodeAddresses,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,
@@ -241,8 +251,10 @@ func (m *hostMaps) Close() error {
 		m.MooringShared,
 		m.MooringSlots,
 		m.MooringSockets,
+		m.MooringSourceRanges,
 		m.MooringTimewait,
 		m.MooringTunnels,
+		m.MooringUplinks,
 		m.MooringVerdicts,
 	)
 }

@@ -50,6 +50,10 @@ type Maps struct {
 	Profiles    *ebpf.Map `ebpf:"mooring_profiles"`
 	PolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
 	Tunnels     *ebpf.Map `ebpf:"mooring_tunnels"`
+
+	SourceRanges  *ebpf.Map `ebpf:"mooring_source_ranges"`
+	Uplinks       *ebpf.Map `ebpf:"mooring_uplinks"`
+	NodeAddresses *ebpf.Map `ebpf:"mooring_node_addresses"`
 }
 
 // Programs are what a daemon runs or attaches.
@@ -228,6 +232,7 @@ func (d *Datapath) Close() error {
 		d.CT, d.Embryonic, d.Live, d.Sockets, d.Ended, d.TimeWait, d.Crowds, d.CTStats,
 		d.Endpoints, d.Services, d.Slots, d.Backends, d.Affinity, d.Frags, d.Counters, d.Events, d.Shared,
 		d.Policies, d.Identities, d.Verdicts, d.Profiles, d.PolicyDrops, d.Tunnels,
+		d.SourceRanges, d.Uplinks, d.NodeAddresses,
 	} {
 		m.Close()
 	}

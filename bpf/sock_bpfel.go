@@ -16,48 +16,51 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	sockMapCtCopies           = "ct_copies"
-	sockMapCtEndings          = "ct_endings"
-	sockMapMooringAffinity    = "mooring_affinity"
-	sockMapMooringBackends    = "mooring_backends"
-	sockMapMooringCounters    = "mooring_counters"
-	sockMapMooringCrowds      = "mooring_crowds"
-	sockMapMooringCt          = "mooring_ct"
-	sockMapMooringCtEmbryonic = "mooring_ct_embryonic"
-	sockMapMooringCtLive      = "mooring_ct_live"
-	sockMapMooringCtStats     = "mooring_ct_stats"
-	sockMapMooringEnded       = "mooring_ended"
-	sockMapMooringEndpoints   = "mooring_endpoints"
-	sockMapMooringEvents      = "mooring_events"
-	sockMapMooringFrags       = "mooring_frags"
-	sockMapMooringIdentities  = "mooring_identities"
-	sockMapMooringLate        = "mooring_late"
-	sockMapMooringPolicies    = "mooring_policies"
-	sockMapMooringPolicyDrops = "mooring_policy_drops"
-	sockMapMooringProfiles    = "mooring_profiles"
-	sockMapMooringServices    = "mooring_services"
-	sockMapMooringShared      = "mooring_shared"
-	sockMapMooringSlots       = "mooring_slots"
-	sockMapMooringSockets     = "mooring_sockets"
-	sockMapMooringTimewait    = "mooring_timewait"
-	sockMapMooringTunnels     = "mooring_tunnels"
-	sockMapMooringVerdicts    = "mooring_verdicts"
-	sockProgCallRollTcp       = "call_roll_tcp"
-	sockProgCallRollUdp       = "call_roll_udp"
-	sockProgOnSetState        = "on_set_state"
-	sockProgOnSockDestruct    = "on_sock_destruct"
-	sockProgOnSockRelease     = "on_sock_release"
-	sockProgOnTcpDestroy      = "on_tcp_destroy"
-	sockProgOnTcpTimeWait     = "on_tcp_time_wait"
-	sockProgOnTwskFree        = "on_twsk_free"
-	sockVarCacheDecisions     = "cache_decisions"
-	sockVarCtDirectLimit      = "ct_direct_limit"
-	sockVarHairpinV4          = "hairpin_v4"
-	sockVarHairpinV6          = "hairpin_v6"
-	sockVarHookMode           = "hook_mode"
-	sockVarJiffiesPerSecond   = "jiffies_per_second"
-	sockVarPolicyEnforced     = "policy_enforced"
-	sockVarRollCall           = "roll_call"
+	sockMapCtCopies             = "ct_copies"
+	sockMapCtEndings            = "ct_endings"
+	sockMapMooringAffinity      = "mooring_affinity"
+	sockMapMooringBackends      = "mooring_backends"
+	sockMapMooringCounters      = "mooring_counters"
+	sockMapMooringCrowds        = "mooring_crowds"
+	sockMapMooringCt            = "mooring_ct"
+	sockMapMooringCtEmbryonic   = "mooring_ct_embryonic"
+	sockMapMooringCtLive        = "mooring_ct_live"
+	sockMapMooringCtStats       = "mooring_ct_stats"
+	sockMapMooringEnded         = "mooring_ended"
+	sockMapMooringEndpoints     = "mooring_endpoints"
+	sockMapMooringEvents        = "mooring_events"
+	sockMapMooringFrags         = "mooring_frags"
+	sockMapMooringIdentities    = "mooring_identities"
+	sockMapMooringLate          = "mooring_late"
+	sockMapMooringNodeAddresses = "mooring_node_addresses"
+	sockMapMooringPolicies      = "mooring_policies"
+	sockMapMooringPolicyDrops   = "mooring_policy_drops"
+	sockMapMooringProfiles      = "mooring_profiles"
+	sockMapMooringServices      = "mooring_services"
+	sockMapMooringShared        = "mooring_shared"
+	sockMapMooringSlots         = "mooring_slots"
+	sockMapMooringSockets       = "mooring_sockets"
+	sockMapMooringSourceRanges  = "mooring_source_ranges"
+	sockMapMooringTimewait      = "mooring_timewait"
+	sockMapMooringTunnels       = "mooring_tunnels"
+	sockMapMooringUplinks       = "mooring_uplinks"
+	sockMapMooringVerdicts      = "mooring_verdicts"
+	sockProgCallRollTcp         = "call_roll_tcp"
+	sockProgCallRollUdp         = "call_roll_udp"
+	sockProgOnSetState          = "on_set_state"
+	sockProgOnSockDestruct      = "on_sock_destruct"
+	sockProgOnSockRelease       = "on_sock_release"
+	sockProgOnTcpDestroy        = "on_tcp_destroy"
+	sockProgOnTcpTimeWait       = "on_tcp_time_wait"
+	sockProgOnTwskFree          = "on_twsk_free"
+	sockVarCacheDecisions       = "cache_decisions"
+	sockVarCtDirectLimit        = "ct_direct_limit"
+	sockVarHairpinV4            = "hairpin_v4"
+	sockVarHairpinV6            = "hairpin_v6"
+	sockVarHookMode             = "hook_mode"
+	sockVarJiffiesPerSecond     = "jiffies_per_second"
+	sockVarPolicyEnforced       = "policy_enforced"
+	sockVarRollCall             = "roll_call"
 )
 
 // loadSock returns the embedded CollectionSpec for sock.
@@ -116,32 +119,35 @@ type sockProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockMapSpecs struct {
-	CtCopies           *ebpf.MapSpec `ebpf:"ct_copies"`
-	CtEndings          *ebpf.MapSpec `ebpf:"ct_endings"`
-	MooringAffinity    *ebpf.MapSpec `ebpf:"mooring_affinity"`
-	MooringBackends    *ebpf.MapSpec `ebpf:"mooring_backends"`
-	MooringCounters    *ebpf.MapSpec `ebpf:"mooring_counters"`
-	MooringCrowds      *ebpf.MapSpec `ebpf:"mooring_crowds"`
-	MooringCt          *ebpf.MapSpec `ebpf:"mooring_ct"`
-	MooringCtEmbryonic *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
-	MooringCtLive      *ebpf.MapSpec `ebpf:"mooring_ct_live"`
-	MooringCtStats     *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
-	MooringEnded       *ebpf.MapSpec `ebpf:"mooring_ended"`
-	MooringEndpoints   *ebpf.MapSpec `ebpf:"mooring_endpoints"`
-	MooringEvents      *ebpf.MapSpec `ebpf:"mooring_events"`
-	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
-	MooringIdentities  *ebpf.MapSpec `ebpf:"mooring_identities"`
-	MooringLate        *ebpf.MapSpec `ebpf:"mooring_late"`
-	MooringPolicies    *ebpf.MapSpec `ebpf:"mooring_policies"`
-	MooringPolicyDrops *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
-	MooringProfiles    *ebpf.MapSpec `ebpf:"mooring_profiles"`
-	MooringServices    *ebpf.MapSpec `ebpf:"mooring_services"`
-	MooringShared      *ebpf.MapSpec `ebpf:"mooring_shared"`
-	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
-	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
-	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
-	MooringTunnels     *ebpf.MapSpec `ebpf:"mooring_tunnels"`
-	MooringVerdicts    *ebpf.MapSpec `ebpf:"mooring_verdicts"`
+	CtCopies             *ebpf.MapSpec `ebpf:"ct_copies"`
+	CtEndings            *ebpf.MapSpec `ebpf:"ct_endings"`
+	MooringAffinity      *ebpf.MapSpec `ebpf:"mooring_affinity"`
+	MooringBackends      *ebpf.MapSpec `ebpf:"mooring_backends"`
+	MooringCounters      *ebpf.MapSpec `ebpf:"mooring_counters"`
+	MooringCrowds        *ebpf.MapSpec `ebpf:"mooring_crowds"`
+	MooringCt            *ebpf.MapSpec `ebpf:"mooring_ct"`
+	MooringCtEmbryonic   *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
+	MooringCtLive        *ebpf.MapSpec `ebpf:"mooring_ct_live"`
+	MooringCtStats       *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
+	MooringEnded         *ebpf.MapSpec `ebpf:"mooring_ended"`
+	MooringEndpoints     *ebpf.MapSpec `ebpf:"mooring_endpoints"`
+	MooringEvents        *ebpf.MapSpec `ebpf:"mooring_events"`
+	MooringFrags         *ebpf.MapSpec `ebpf:"mooring_frags"`
+	MooringIdentities    *ebpf.MapSpec `ebpf:"mooring_identities"`
+	MooringLate          *ebpf.MapSpec `ebpf:"mooring_late"`
+	MooringNodeAddresses *ebpf.MapSpec `ebpf:"mooring_node_addresses"`
+	MooringPolicies      *ebpf.MapSpec `ebpf:"mooring_policies"`
+	MooringPolicyDrops   *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
+	MooringProfiles      *ebpf.MapSpec `ebpf:"mooring_profiles"`
+	MooringServices      *ebpf.MapSpec `ebpf:"mooring_services"`
+	MooringShared        *ebpf.MapSpec `ebpf:"mooring_shared"`
+	MooringSlots         *ebpf.MapSpec `ebpf:"mooring_slots"`
+	MooringSockets       *ebpf.MapSpec `ebpf:"mooring_sockets"`
+	MooringSourceRanges  *ebpf.MapSpec `ebpf:"mooring_source_ranges"`
+	MooringTimewait      *ebpf.MapSpec `ebpf:"mooring_timewait"`
+	MooringTunnels       *ebpf.MapSpec `ebpf:"mooring_tunnels"`
+	MooringUplinks       *ebpf.MapSpec `ebpf:"mooring_uplinks"`
+	MooringVerdicts      *ebpf.MapSpec `ebpf:"mooring_verdicts"`
 }
 
 // sockVariableSpecs contains global variables before they are loaded into the kernel.
@@ -178,32 +184,35 @@ func (o *sockObjects) Close() error {
 //
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockMaps struct {
-	CtCopies           *ebpf.Map `ebpf:"ct_copies"`
-	CtEndings          *ebpf.Map `ebpf:"ct_endings"`
-	MooringAffinity    *ebpf.Map `ebpf:"mooring_affinity"`
-	MooringBackends    *ebpf.Map `ebpf:"mooring_backends"`
-	MooringCounters    *ebpf.Map `ebpf:"mooring_counters"`
-	MooringCrowds      *ebpf.Map `ebpf:"mooring_crowds"`
-	MooringCt          *ebpf.Map `ebpf:"mooring_ct"`
-	MooringCtEmbryonic *ebpf.Map `ebpf:"mooring_ct_embryonic"`
-	MooringCtLive      *ebpf.Map `ebpf:"mooring_ct_live"`
-	MooringCtStats     *ebpf.Map `ebpf:"mooring_ct_stats"`
-	MooringEnded       *ebpf.Map `ebpf:"mooring_ended"`
-	MooringEndpoints   *ebpf.Map `ebpf:"mooring_endpoints"`
-	MooringEvents      *ebpf.Map `ebpf:"mooring_events"`
-	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
-	MooringIdentities  *ebpf.Map `ebpf:"mooring_identities"`
-	MooringLate        *ebpf.Map `ebpf:"mooring_late"`
-	MooringPolicies    *ebpf.Map `ebpf:"mooring_policies"`
-	MooringPolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
-	MooringProfiles    *ebpf.Map `ebpf:"mooring_profiles"`
-	MooringServices    *ebpf.Map `ebpf:"mooring_services"`
-	MooringShared      *ebpf.Map `ebpf:"mooring_shared"`
-	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
-	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
-	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
-	MooringTunnels     *ebpf.Map `ebpf:"mooring_tunnels"`
-	MooringVerdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
+	CtCopies             *ebpf.Map `ebpf:"ct_copies"`
+	CtEndings            *ebpf.Map `ebpf:"ct_endings"`
+	MooringAffinity      *ebpf.Map `ebpf:"mooring_affinity"`
+	MooringBackends      *ebpf.Map `ebpf:"mooring_backends"`
+	MooringCounters      *ebpf.Map `ebpf:"mooring_counters"`
+	MooringCrowds        *ebpf.Map `ebpf:"mooring_crowds"`
+	MooringCt            *ebpf.Map `ebpf:"mooring_ct"`
+	MooringCtEmbryonic   *ebpf.Map `ebpf:"mooring_ct_embryonic"`
+	MooringCtLive        *ebpf.Map `ebpf:"mooring_ct_live"`
+	MooringCtStats       *ebpf.Map `ebpf:"mooring_ct_stats"`
+	MooringEnded         *ebpf.Map `ebpf:"mooring_ended"`
+	MooringEndpoints     *ebpf.Map `ebpf:"mooring_endpoints"`
+	MooringEvents        *ebpf.Map `ebpf:"mooring_events"`
+	MooringFrags         *ebpf.Map `ebpf:"mooring_frags"`
+	MooringIdentities    *ebpf.Map `ebpf:"mooring_identities"`
+	MooringLate          *ebpf.Map `ebpf:"mooring_late"`
+	MooringNodeAddresses *ebpf.Map `ebpf:"mooring_node_addresses"`
+	MooringPolicies      *ebpf.Map `ebpf:"mooring_policies"`
+	MooringPolicyDrops   *ebpf.Map `ebpf:"mooring_policy_drops"`
+	MooringProfiles      *ebpf.Map `ebpf:"mooring_profiles"`
+	MooringServices      *ebpf.Map `ebpf:"mooring_services"`
+	MooringShared        *ebpf.Map `ebpf:"mooring_shared"`
+	MooringSlots         *ebpf.Map `ebpf:"mooring_slots"`
+	MooringSockets       *ebpf.Map `ebpf:"mooring_sockets"`
+	MooringSourceRanges  *ebpf.Map `ebpf:"mooring_source_ranges"`
+	MooringTimewait      *ebpf.Map `ebpf:"mooring_timewait"`
+	MooringTunnels       *ebpf.Map `ebpf:"mooring_tunnels"`
+	MooringUplinks       *ebpf.Map `ebpf:"mooring_uplinks"`
+	MooringVerdicts      *ebpf.Map `ebpf:"mooring_verdicts"`
 }
 
 func (m *sockMaps) Close() error {
@@ -224,6 +233,7 @@ func (m *sockMaps) Close() error {
 		m.MooringFrags,
 		m.MooringIdentities,
 		m.MooringLate,
+		m.MooringNodeAddresses,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,
@@ -231,8 +241,10 @@ func (m *sockMaps) Close() error {
 		m.MooringShared,
 		m.MooringSlots,
 		m.MooringSockets,
+		m.MooringSourceRanges,
 		m.MooringTimewait,
 		m.MooringTunnels,
+		m.MooringUplinks,
 		m.MooringVerdicts,
 	)
 }

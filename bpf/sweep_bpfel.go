@@ -16,43 +16,46 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	sweepMapCtCopies           = "ct_copies"
-	sweepMapCtDrafts           = "ct_drafts"
-	sweepMapCtEndings          = "ct_endings"
-	sweepMapMooringAffinity    = "mooring_affinity"
-	sweepMapMooringBackends    = "mooring_backends"
-	sweepMapMooringCounters    = "mooring_counters"
-	sweepMapMooringCrowds      = "mooring_crowds"
-	sweepMapMooringCt          = "mooring_ct"
-	sweepMapMooringCtEmbryonic = "mooring_ct_embryonic"
-	sweepMapMooringCtLive      = "mooring_ct_live"
-	sweepMapMooringCtStats     = "mooring_ct_stats"
-	sweepMapMooringEnded       = "mooring_ended"
-	sweepMapMooringEndpoints   = "mooring_endpoints"
-	sweepMapMooringEvents      = "mooring_events"
-	sweepMapMooringFrags       = "mooring_frags"
-	sweepMapMooringIdentities  = "mooring_identities"
-	sweepMapMooringLate        = "mooring_late"
-	sweepMapMooringPolicies    = "mooring_policies"
-	sweepMapMooringPolicyDrops = "mooring_policy_drops"
-	sweepMapMooringProfiles    = "mooring_profiles"
-	sweepMapMooringServices    = "mooring_services"
-	sweepMapMooringShared      = "mooring_shared"
-	sweepMapMooringSlots       = "mooring_slots"
-	sweepMapMooringSockets     = "mooring_sockets"
-	sweepMapMooringTimewait    = "mooring_timewait"
-	sweepMapMooringTunnels     = "mooring_tunnels"
-	sweepMapMooringVerdicts    = "mooring_verdicts"
-	sweepProgBuryDue           = "bury_due"
-	sweepProgReadClock         = "read_clock"
-	sweepProgSweepConntrack    = "sweep_conntrack"
-	sweepVarCacheDecisions     = "cache_decisions"
-	sweepVarCtDirectLimit      = "ct_direct_limit"
-	sweepVarHairpinV4          = "hairpin_v4"
-	sweepVarHairpinV6          = "hairpin_v6"
-	sweepVarHookMode           = "hook_mode"
-	sweepVarJiffiesPerSecond   = "jiffies_per_second"
-	sweepVarPolicyEnforced     = "policy_enforced"
+	sweepMapCtCopies             = "ct_copies"
+	sweepMapCtDrafts             = "ct_drafts"
+	sweepMapCtEndings            = "ct_endings"
+	sweepMapMooringAffinity      = "mooring_affinity"
+	sweepMapMooringBackends      = "mooring_backends"
+	sweepMapMooringCounters      = "mooring_counters"
+	sweepMapMooringCrowds        = "mooring_crowds"
+	sweepMapMooringCt            = "mooring_ct"
+	sweepMapMooringCtEmbryonic   = "mooring_ct_embryonic"
+	sweepMapMooringCtLive        = "mooring_ct_live"
+	sweepMapMooringCtStats       = "mooring_ct_stats"
+	sweepMapMooringEnded         = "mooring_ended"
+	sweepMapMooringEndpoints     = "mooring_endpoints"
+	sweepMapMooringEvents        = "mooring_events"
+	sweepMapMooringFrags         = "mooring_frags"
+	sweepMapMooringIdentities    = "mooring_identities"
+	sweepMapMooringLate          = "mooring_late"
+	sweepMapMooringNodeAddresses = "mooring_node_addresses"
+	sweepMapMooringPolicies      = "mooring_policies"
+	sweepMapMooringPolicyDrops   = "mooring_policy_drops"
+	sweepMapMooringProfiles      = "mooring_profiles"
+	sweepMapMooringServices      = "mooring_services"
+	sweepMapMooringShared        = "mooring_shared"
+	sweepMapMooringSlots         = "mooring_slots"
+	sweepMapMooringSockets       = "mooring_sockets"
+	sweepMapMooringSourceRanges  = "mooring_source_ranges"
+	sweepMapMooringTimewait      = "mooring_timewait"
+	sweepMapMooringTunnels       = "mooring_tunnels"
+	sweepMapMooringUplinks       = "mooring_uplinks"
+	sweepMapMooringVerdicts      = "mooring_verdicts"
+	sweepProgBuryDue             = "bury_due"
+	sweepProgReadClock           = "read_clock"
+	sweepProgSweepConntrack      = "sweep_conntrack"
+	sweepVarCacheDecisions       = "cache_decisions"
+	sweepVarCtDirectLimit        = "ct_direct_limit"
+	sweepVarHairpinV4            = "hairpin_v4"
+	sweepVarHairpinV6            = "hairpin_v6"
+	sweepVarHookMode             = "hook_mode"
+	sweepVarJiffiesPerSecond     = "jiffies_per_second"
+	sweepVarPolicyEnforced       = "policy_enforced"
 )
 
 // loadSweep returns the embedded CollectionSpec for sweep.
@@ -106,33 +109,36 @@ type sweepProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sweepMapSpecs struct {
-	CtCopies           *ebpf.MapSpec `ebpf:"ct_copies"`
-	CtDrafts           *ebpf.MapSpec `ebpf:"ct_drafts"`
-	CtEndings          *ebpf.MapSpec `ebpf:"ct_endings"`
-	MooringAffinity    *ebpf.MapSpec `ebpf:"mooring_affinity"`
-	MooringBackends    *ebpf.MapSpec `ebpf:"mooring_backends"`
-	MooringCounters    *ebpf.MapSpec `ebpf:"mooring_counters"`
-	MooringCrowds      *ebpf.MapSpec `ebpf:"mooring_crowds"`
-	MooringCt          *ebpf.MapSpec `ebpf:"mooring_ct"`
-	MooringCtEmbryonic *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
-	MooringCtLive      *ebpf.MapSpec `ebpf:"mooring_ct_live"`
-	MooringCtStats     *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
-	MooringEnded       *ebpf.MapSpec `ebpf:"mooring_ended"`
-	MooringEndpoints   *ebpf.MapSpec `ebpf:"mooring_endpoints"`
-	MooringEvents      *ebpf.MapSpec `ebpf:"mooring_events"`
-	MooringFrags       *ebpf.MapSpec `ebpf:"mooring_frags"`
-	MooringIdentities  *ebpf.MapSpec `ebpf:"mooring_identities"`
-	MooringLate        *ebpf.MapSpec `ebpf:"mooring_late"`
-	MooringPolicies    *ebpf.MapSpec `ebpf:"mooring_policies"`
-	MooringPolicyDrops *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
-	MooringProfiles    *ebpf.MapSpec `ebpf:"mooring_profiles"`
-	MooringServices    *ebpf.MapSpec `ebpf:"mooring_services"`
-	MooringShared      *ebpf.MapSpec `ebpf:"mooring_shared"`
-	MooringSlots       *ebpf.MapSpec `ebpf:"mooring_slots"`
-	MooringSockets     *ebpf.MapSpec `ebpf:"mooring_sockets"`
-	MooringTimewait    *ebpf.MapSpec `ebpf:"mooring_timewait"`
-	MooringTunnels     *ebpf.MapSpec `ebpf:"mooring_tunnels"`
-	MooringVerdicts    *ebpf.MapSpec `ebpf:"mooring_verdicts"`
+	CtCopies             *ebpf.MapSpec `ebpf:"ct_copies"`
+	CtDrafts             *ebpf.MapSpec `ebpf:"ct_drafts"`
+	CtEndings            *ebpf.MapSpec `ebpf:"ct_endings"`
+	MooringAffinity      *ebpf.MapSpec `ebpf:"mooring_affinity"`
+	MooringBackends      *ebpf.MapSpec `ebpf:"mooring_backends"`
+	MooringCounters      *ebpf.MapSpec `ebpf:"mooring_counters"`
+	MooringCrowds        *ebpf.MapSpec `ebpf:"mooring_crowds"`
+	MooringCt            *ebpf.MapSpec `ebpf:"mooring_ct"`
+	MooringCtEmbryonic   *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
+	MooringCtLive        *ebpf.MapSpec `ebpf:"mooring_ct_live"`
+	MooringCtStats       *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
+	MooringEnded         *ebpf.MapSpec `ebpf:"mooring_ended"`
+	MooringEndpoints     *ebpf.MapSpec `ebpf:"mooring_endpoints"`
+	MooringEvents        *ebpf.MapSpec `ebpf:"mooring_events"`
+	MooringFrags         *ebpf.MapSpec `ebpf:"mooring_frags"`
+	MooringIdentities    *ebpf.MapSpec `ebpf:"mooring_identities"`
+	MooringLate          *ebpf.MapSpec `ebpf:"mooring_late"`
+	MooringNodeAddresses *ebpf.MapSpec `ebpf:"mooring_node_addresses"`
+	MooringPolicies      *ebpf.MapSpec `ebpf:"mooring_policies"`
+	MooringPolicyDrops   *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
+	MooringProfiles      *ebpf.MapSpec `ebpf:"mooring_profiles"`
+	MooringServices      *ebpf.MapSpec `ebpf:"mooring_services"`
+	MooringShared        *ebpf.MapSpec `ebpf:"mooring_shared"`
+	MooringSlots         *ebpf.MapSpec `ebpf:"mooring_slots"`
+	MooringSockets       *ebpf.MapSpec `ebpf:"mooring_sockets"`
+	MooringSourceRanges  *ebpf.MapSpec `ebpf:"mooring_source_ranges"`
+	MooringTimewait      *ebpf.MapSpec `ebpf:"mooring_timewait"`
+	MooringTunnels       *ebpf.MapSpec `ebpf:"mooring_tunnels"`
+	MooringUplinks       *ebpf.MapSpec `ebpf:"mooring_uplinks"`
+	MooringVerdicts      *ebpf.MapSpec `ebpf:"mooring_verdicts"`
 }
 
 // sweepVariableSpecs contains global variables before they are loaded into the kernel.
@@ -168,33 +174,36 @@ func (o *sweepObjects) Close() error {
 //
 // It can be passed to loadSweepObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sweepMaps struct {
-	CtCopies           *ebpf.Map `ebpf:"ct_copies"`
-	CtDrafts           *ebpf.Map `ebpf:"ct_drafts"`
-	CtEndings          *ebpf.Map `ebpf:"ct_endings"`
-	MooringAffinity    *ebpf.Map `ebpf:"mooring_affinity"`
-	MooringBackends    *ebpf.Map `ebpf:"mooring_backends"`
-	MooringCounters    *ebpf.Map `ebpf:"mooring_counters"`
-	MooringCrowds      *ebpf.Map `ebpf:"mooring_crowds"`
-	MooringCt          *ebpf.Map `ebpf:"mooring_ct"`
-	MooringCtEmbryonic *ebpf.Map `ebpf:"mooring_ct_embryonic"`
-	MooringCtLive      *ebpf.Map `ebpf:"mooring_ct_live"`
-	MooringCtStats     *ebpf.Map `ebpf:"mooring_ct_stats"`
-	MooringEnded       *ebpf.Map `ebpf:"mooring_ended"`
-	MooringEndpoints   *ebpf.Map `ebpf:"mooring_endpoints"`
-	MooringEvents      *ebpf.Map `ebpf:"mooring_events"`
-	MooringFrags       *ebpf.Map `ebpf:"mooring_frags"`
-	MooringIdentities  *ebpf.Map `ebpf:"mooring_identities"`
-	MooringLate        *ebpf.Map `ebpf:"mooring_late"`
-	MooringPolicies    *ebpf.Map `ebpf:"mooring_policies"`
-	MooringPolicyDrops *ebpf.Map `ebpf:"mooring_policy_drops"`
-	MooringProfiles    *ebpf.Map `ebpf:"mooring_profiles"`
-	MooringServices    *ebpf.Map `ebpf:"mooring_services"`
-	MooringShared      *ebpf.Map `ebpf:"mooring_shared"`
-	MooringSlots       *ebpf.Map `ebpf:"mooring_slots"`
-	MooringSockets     *ebpf.Map `ebpf:"mooring_sockets"`
-	MooringTimewait    *ebpf.Map `ebpf:"mooring_timewait"`
-	MooringTunnels     *ebpf.Map `ebpf:"mooring_tunnels"`
-	MooringVerdicts    *ebpf.Map `ebpf:"mooring_verdicts"`
+	CtCopies             *ebpf.Map `ebpf:"ct_copies"`
+	CtDrafts             *ebpf.Map `ebpf:"ct_drafts"`
+	CtEndings            *ebpf.Map `ebpf:"ct_endings"`
+	MooringAffinity      *ebpf.Map `ebpf:"mooring_affinity"`
+	MooringBackends      *ebpf.Map `ebpf:"mooring_backends"`
+	MooringCounters      *ebpf.Map `ebpf:"mooring_counters"`
+	MooringCrowds        *ebpf.Map `ebpf:"mooring_crowds"`
+	MooringCt            *ebpf.Map `ebpf:"mooring_ct"`
+	MooringCtEmbryonic   *ebpf.Map `ebpf:"mooring_ct_embryonic"`
+	MooringCtLive        *ebpf.Map `ebpf:"mooring_ct_live"`
+	MooringCtStats       *ebpf.Map `ebpf:"mooring_ct_stats"`
+	MooringEnded         *ebpf.Map `ebpf:"mooring_ended"`
+	MooringEndpoints     *ebpf.Map `ebpf:"mooring_endpoints"`
+	MooringEvents        *ebpf.Map `ebpf:"mooring_events"`
+	MooringFrags         *ebpf.Map `ebpf:"mooring_frags"`
+	MooringIdentities    *ebpf.Map `ebpf:"mooring_identities"`
+	MooringLate          *ebpf.Map `ebpf:"mooring_late"`
+	MooringNodeAddresses *ebpf.Map `ebpf:"mooring_node_addresses"`
+	MooringPolicies      *ebpf.Map `ebpf:"mooring_policies"`
+	MooringPolicyDrops   *ebpf.Map `ebpf:"mooring_policy_drops"`
+	MooringProfiles      *ebpf.Map `ebpf:"mooring_profiles"`
+	MooringServices      *ebpf.Map `ebpf:"mooring_services"`
+	MooringShared        *ebpf.Map `ebpf:"mooring_shared"`
+	MooringSlots         *ebpf.Map `ebpf:"mooring_slots"`
+	MooringSockets       *ebpf.Map `ebpf:"mooring_sockets"`
+	MooringSourceRanges  *ebpf.Map `ebpf:"mooring_source_ranges"`
+	MooringTimewait      *ebpf.Map `ebpf:"mooring_timewait"`
+	MooringTunnels       *ebpf.Map `ebpf:"mooring_tunnels"`
+	MooringUplinks       *ebpf.Map `ebpf:"mooring_uplinks"`
+	MooringVerdicts      *ebpf.Map `ebpf:"mooring_verdicts"`
 }
 
 func (m *sweepMaps) Close() error {
@@ -216,6 +225,7 @@ func (m *sweepMaps) Close() error {
 		m.MooringFrags,
 		m.MooringIdentities,
 		m.MooringLate,
+		m.MooringNodeAddresses,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,
@@ -223,8 +233,10 @@ func (m *sweepMaps) Close() error {
 		m.MooringShared,
 		m.MooringSlots,
 		m.MooringSockets,
+		m.MooringSourceRanges,
 		m.MooringTimewait,
 		m.MooringTunnels,
+		m.MooringUplinks,
 		m.MooringVerdicts,
 	)
 }

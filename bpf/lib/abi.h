@@ -56,6 +56,7 @@ enum ct_flags {
 	CT_F_RST = 1 << 7,
 	CT_F_EMBRYONIC = 1 << 8,	/* it is in mooring_ct_embryonic: nobody answered yet */
 	CT_F_ENDED = 1 << 9,		/* the sockets that owned it are gone */
+	CT_F_DSR = 1 << 10,		/* the backend's node answers the client itself: no answer comes by here */
 };
 
 /* How firmly an entry is tied to the socket of one of its sides. */
@@ -82,7 +83,7 @@ struct ct_entry {
 	__u64 packets[2];
 	__u64 bytes[2];
 	struct addr nat;	/* SVC: the backend. FLOW: the frontend the initiator sees, or 0 */
-	struct addr origin;	/* FLOW: the initiator's own address where the responder sees another, or 0 */
+	struct addr origin;	/* FLOW: the initiator's own address where the responder sees another; SVC: that other one; or 0 */
 	__be16 nat_port;
 	__be16 origin_port;
 	__u32 backend;		/* index in mooring_backends; 0: none */
@@ -191,6 +192,9 @@ enum svc_flags {
 	SVC_F_ADDRESS = 1 << 0,		/* the address is known, see svc_key */
 	SVC_F_INTERNAL_LOCAL = 1 << 1,	/* internalTrafficPolicy: Local: drop, do not refuse */
 	SVC_F_EXTERNAL_LOCAL = 1 << 2,	/* externalTrafficPolicy: Local */
+	SVC_F_EXTERNAL = 1 << 3,	/* may be reached from beyond the uplinks */
+	SVC_F_SOURCE_RANGES = 1 << 4,	/* only by clients that mooring_source_ranges has */
+	SVC_F_MAGLEV = 1 << 5,		/* external is a maglev table, which a hash of the flow's ends is looked up in */
 };
 
 /* A run of mooring_slots: the backends that may be chosen. */
@@ -273,6 +277,11 @@ enum drop_reason {
 	DROP_POLICY_UNKNOWN,		/* the pod's policies are not known yet */
 	DROP_NO_TUNNEL,			/* no node has the pod's address */
 	DROP_TUNNEL_SOURCE,		/* tunnelled by who is not the node of the sender's address */
+	DROP_SOURCE_RANGE,		/* loadBalancerSourceRanges do not have the client */
+	DROP_MARTIAN,			/* from beyond an uplink, with a source that nobody there has */
+	DROP_SNAT_PORTS,		/* each of the node's ports that was tried has a flow to the backend */
+	DROP_TOO_BIG,			/* refused: longer than the way to the backend carries */
+	DROP_DSR_OPTION,		/* what says for which service a packet is makes no sense */
 	DROP_REASONS,
 };
 
@@ -319,6 +328,18 @@ struct profile_key {
 	__u8 proto;
 	__u8 port[2];
 	__u8 pad;
+};
+
+/* Who may reach a frontend: from a prefix of addresses. prefixlen counts the service's bits, too. */
+struct source_range_key {
+	__u32 prefixlen;
+	__u32 service;		/* id of the frontend, the whole of it */
+	__u8 addr[16];
+};
+
+/* A device that leads out of the cluster, by its index. */
+struct uplink {
+	struct addr v4, v6;	/* this node's towards the backends beyond it; 0: it has none */
 };
 
 struct counter {
@@ -426,6 +447,7 @@ _Static_assert(sizeof(struct svc_key) == 24, "svc_key is a hash key: no padding"
 _Static_assert(sizeof(struct affinity_key) == 24, "affinity_key is a hash key: no padding");
 _Static_assert(sizeof(struct verdict_key) == 16, "verdict_key is a hash key: no padding");
 _Static_assert(sizeof(struct identity_key) == 20, "no padding");
+_Static_assert(sizeof(struct source_range_key) == 24, "no padding");
 _Static_assert(sizeof(struct profile_key) == 16, "no padding");
 _Static_assert(sizeof(struct frag_key) == 40, "frag_key is a hash key: no padding");
 _Static_assert(sizeof(struct ct_entry) == 128, "two cache lines");

@@ -149,6 +149,34 @@ struct {
 	__type(value, struct frag);
 } mooring_frags SEC(".maps");
 
+/* Clients that a frontend with SVC_F_SOURCE_RANGES takes: the value is 1. Writer: daemon/datapath services.go. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 262144);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct source_range_key);
+	__type(value, __u32);
+} mooring_source_ranges SEC(".maps");
+
+/* Devices that from_wire is on. Writer: daemon/datapath north.go, as of the map below. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 256);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, struct uplink);
+} mooring_uplinks SEC(".maps");
+
+/* This node's own addresses, on all its devices: the value is 1. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct addr);
+	__type(value, __u32);
+} mooring_node_addresses SEC(".maps");
+
 /* The nodes by their pods' addresses, where they are reached by tunnels. Writer: daemon/datapath overlay.go. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
