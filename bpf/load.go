@@ -229,7 +229,7 @@ func (d *Datapath) pinProgram(prog *ebpf.Program, name string) error {
 // Close gives up the daemon's handles. What is pinned goes on.
 func (d *Datapath) Close() error {
 	for _, m := range []*ebpf.Map{
-		d.CT, d.Embryonic, d.Live, d.Sockets, d.Ended, d.TimeWait, d.Crowds, d.CTStats,
+		d.CT, d.Embryonic, d.Live, d.Sockets, d.Ended, d.TimeWait, d.Late, d.Crowds, d.CTStats,
 		d.Endpoints, d.Services, d.Slots, d.Backends, d.Affinity, d.Frags, d.Counters, d.Events, d.Shared,
 		d.Policies, d.Identities, d.Verdicts, d.Profiles, d.PolicyDrops, d.Tunnels,
 		d.SourceRanges, d.Uplinks, d.NodeAddresses,

@@ -146,27 +146,32 @@ ALWAYS void ct_svc_key_of_flow(struct ct_key *k, const struct ct_key *flow, cons
 	}
 }
 
-/* Delete a flow's entry, and the SVC entry of the same decision. Returns how many went. */
-static __noinline int ct_end(const struct ct_key *flow, struct ct_entry *e, __u32 life, __u32 stat)
+/*
+ * Delete the SVC entry of a flow that goes, unless another flow has taken the decision
+ * over. Returns how many went.
+ */
+ALWAYS int ct_end_decision(const struct ct_key *flow, const struct ct_entry *e)
 {
 	struct ct_entry *svc;
 	struct ct_key key;
-	int n = 0;
 
-	if (e->service) {
-		ct_svc_key_of_flow(&key, flow, e);
-		svc = ct_at(&key);
-		if (svc && !svc->cookie[0] && svc->backend == e->backend &&
-		    svc->backend_generation == e->backend_generation && ct_claim(svc, svc->life) &&
-		    ct_delete_claimed(&key, svc)) {
-			ct_count(stat);
-			n++;
-		}
-	}
-	if (ct_claim(e, life) && ct_delete_claimed(flow, e)) {
-		ct_count(stat);
+	if (flow->type != CT_FLOW || !e->service)
+		return 0;
+	ct_svc_key_of_flow(&key, flow, e);
+	svc = ct_at(&key);
+	return svc && !svc->cookie[0] && svc->backend == e->backend &&
+	       svc->backend_generation == e->backend_generation && ct_claim(svc, svc->life) &&
+	       ct_delete_claimed(&key, svc);
+}
+
+/* Delete a flow's entry, and the SVC entry of the same decision. Returns how many went. */
+static __noinline int ct_end(const struct ct_key *flow, struct ct_entry *e, __u32 life, __u32 stat)
+{
+	int n = ct_end_decision(flow, e);
+
+	if (ct_claim(e, life) && ct_delete_claimed(flow, e))
 		n++;
-	}
+	ct_count_by(stat, n);
 	return n;
 }
 

@@ -85,19 +85,12 @@ ALWAYS __u64 *sweep_deletes(struct sweep *s, const struct ct_key *k, const struc
 	return NULL;
 }
 
-/* The SVC entry of a flow that goes: its own time is longer, as it hears one direction only. */
-static __noinline int sweep_decision(const struct ct_key *flow, const struct ct_entry *e)
+ALWAYS void sweep_delete(struct sweep *s, __u64 *deleted, const struct ct_key *k, struct ct_entry *e)
 {
-	struct ct_entry *svc;
-	struct ct_key key;
-
-	if (flow->type != CT_FLOW || !e->service)
-		return 0;
-	ct_svc_key_of_flow(&key, flow, e);
-	svc = ct_at(&key);
-	return svc && !svc->cookie[0] && svc->backend == e->backend &&
-	       svc->backend_generation == e->backend_generation && ct_claim(svc, svc->life) &&
-	       ct_delete_claimed(&key, svc);
+	if (ct_delete_claimed(k, e))
+		*deleted += 1;
+	else
+		s->failed++;
 }
 
 ALWAYS long sweep_entry(struct ct_key *k, struct ct_entry *e, struct sweep *s)
@@ -109,8 +102,8 @@ ALWAYS long sweep_entry(struct ct_key *k, struct ct_entry *e, struct sweep *s)
 	s->scanned++;
 	if (life & CT_LIFE_CLAIMED) {
 		/* A claim lasts no longer than a delete does: one that was left behind would keep the tuple busy for ever. */
-		if (expired(s, e, 10 * jiffies_per_second) && ct_delete_claimed(k, e))
-			s->failed++;
+		if (expired(s, e, 10 * jiffies_per_second))
+			sweep_delete(s, &s->socket, k, e);
 		return 0;
 	}
 	deleted = sweep_deletes(s, k, e);
@@ -119,11 +112,8 @@ ALWAYS long sweep_entry(struct ct_key *k, struct ct_entry *e, struct sweep *s)
 		if (deleted == &s->expired && e->seen != seen) {
 			__sync_fetch_and_and(&e->life, ~CT_LIFE_CLAIMED);
 		} else {
-			*deleted += sweep_decision(k, e);
-			if (ct_delete_claimed(k, e))
-				*deleted += 1;
-			else
-				s->failed++;
+			*deleted += ct_end_decision(k, e);
+			sweep_delete(s, deleted, k, e);
 			return 0;
 		}
 	}
