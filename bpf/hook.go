@@ -82,9 +82,11 @@ func (d *Datapath) attachHook(opts Options) error {
 	return nil
 }
 
-// why is an error's first line: a verifier's log is no reason that fits a status.
+// why is an error's first line: a verifier's log is no reason that fits a status. Nor
+// is the library's guess that the limit on locked memory is what EPERM is about: it is lifted.
 func why(err error) string {
 	line, _, _ := strings.Cut(err.Error(), "\n")
+	line, _, _ = strings.Cut(line, " (MEMLOCK")
 	return line
 }
 
