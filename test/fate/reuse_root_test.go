@@ -217,9 +217,6 @@ func sigma(count int) float64 { return math.Sqrt(float64(count) * (1.0 / servers
 // TestWithoutHookEverythingWorks is what is told beside the figures of
 // the hook: timers only, and everything still correct.
 func TestWithoutHookEverythingWorks(t *testing.T) {
-	if os.Getenv("MOORING_KERNEL") != "" {
-		t.Skip("no hook is the same on every kernel")
-	}
 	t.Setenv("MOORING_HOOK", "off")
 	n, served := newServedNode(t, servers)
 	if hook := hookOf(t, n); hook != "off" {

@@ -206,35 +206,22 @@ TestDies  0.0 "last words\n"
 	}
 }
 
-func TestVerdictOfSkipsDependsOnNoSkipAndLimits(t *testing.T) {
-	skip := func() *result { return &result{full: "TestSkip", action: "skip"} }
+func TestVerdictOfSkipsDependsOnNoSkip(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		result *result
 		noSkip bool
-		why    string
 		want   string
 	}{
-		{"a skip is a skip", skip(), false, "", "skip"},
-		{"a skip fails with NO_SKIP", skip(), true, "", "fail"},
-		{"a documented limit may skip with NO_SKIP", skip(), true, "since 5.11", "skip"},
-		{"a test that did not end fails", &result{full: "TestDies"}, false, "", "fail"},
-		{"a documented limit excuses no failure", &result{action: "fail"}, true, "since 5.11", "fail"},
-		{"a pass is a pass", &result{action: "pass"}, true, "", "pass"},
+		{"a skip is a skip", &result{full: "TestSkip", action: "skip"}, false, "skip"},
+		{"a skip fails with NO_SKIP", &result{full: "TestSkip", action: "skip"}, true, "fail"},
+		{"a test that did not end fails", &result{full: "TestDies"}, false, "fail"},
+		{"a failure is a failure", &result{action: "fail"}, true, "fail"},
+		{"a pass is a pass", &result{action: "pass"}, true, "pass"},
 	} {
-		if got, say := test.result.verdict(test.noSkip, test.why); got != test.want {
+		if got, say := test.result.verdict(test.noSkip); got != test.want {
 			t.Errorf("%s: got %s (%s)", test.name, got, say)
 		}
-	}
-}
-
-func TestLimitCoversSubtestsOfItsOwnKernelAndJobOnly(t *testing.T) {
-	l := Limits[0]
-	if excuse(l.Kernel, l.Job, l.Test) == "" || excuse(l.Kernel, l.Job, l.Test+"/tcp") == "" {
-		t.Errorf("%+v does not cover its own test", l)
-	}
-	if excuse("9.9", l.Job, l.Test) != "" || excuse(l.Kernel, "x", l.Test) != "" || excuse(l.Kernel, l.Job, l.Test+"More") != "" {
-		t.Errorf("%+v covers others", l)
 	}
 }
 
@@ -258,11 +245,6 @@ func TestMatrixNamesWhatExists(t *testing.T) {
 			if _, err := os.Stat(filepath.Join("../..", path)); err != nil {
 				t.Errorf("job %s: %v", j.name(), err)
 			}
-		}
-	}
-	for _, l := range Limits {
-		if !kernels[l.Kernel] || !jobs[l.Job] || l.Why == "" {
-			t.Errorf("limit %+v names no kernel or job of the matrix, or no reason", l)
 		}
 	}
 }

@@ -13,7 +13,6 @@ package kernels
 
 import (
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -112,33 +111,9 @@ var Long = []Job{
 		Commands: datapathCommands, Programs: datapathPrograms},
 }
 
-// A Limit excuses an inner skip that NO_SKIP=1 would make a failure.
-type Limit struct {
-	Kernel, Job, Test string
-	// Why is the fact about the kernel that makes the test impossible there.
-	Why string
-}
-
-// Limits is the whole list of what a kernel of the matrix cannot do.
-var Limits = []Limit{
-	{Kernel: "5.10", Job: "test/kernels/smoke", Test: "TestSocketStorageReachesTracingPrograms",
-		Why: "bpf_sk_storage_get is open to tracing programs since 5.11"},
-}
-
 func (j Job) runsOn(k Kernel) bool {
 	if len(j.Kernels) == 0 {
 		return !k.Optional
 	}
 	return slices.Contains(j.Kernels, k.Name)
-}
-
-// excuse returns why a kernel may skip a test, or nothing. A limit of a test
-// covers its subtests.
-func excuse(kernel, job, test string) string {
-	for _, l := range Limits {
-		if l.Kernel == kernel && l.Job == job && (test == l.Test || strings.HasPrefix(test, l.Test+"/")) {
-			return l.Why
-		}
-	}
-	return ""
 }
