@@ -226,7 +226,7 @@ func parseDocument(file string, data []byte, before *parsed) *document {
 	if len(trimmed) > 0 && (trimmed[0] == '{' || trimmed[0] == '[') {
 		if values, err := jsonValues(trimmed); err == nil {
 			for _, value := range values {
-				d.parseObject(file, value, "", nil, before)
+				d.parseObject(file, jsonText{all: value, head: value}, "", before)
 			}
 			return d
 		}
@@ -240,36 +240,46 @@ func parseDocument(file string, data []byte, before *parsed) *document {
 		d.problems = append(d.problems, model.Problem{Message: fmt.Sprintf("is larger than %d MiB and is not read; split it into several documents, or write it as JSON", maxYAML>>20)})
 		return d
 	}
-	converted, duplicates, err := yamlToJSON(data, "document")
+	text, err := yamlToJSON(data, "document")
 	if err != nil {
 		d.malformed = true
 		d.problems = append(d.problems, model.Problem{Message: yamlMessage(err, "document")})
 		return d
 	}
-	d.parseObject(file, converted, "", duplicates, before)
+	d.parseObject(file, text, "", before)
 	return d
 }
 
-// yamlToJSON turns a document, or an item of a list, into JSON. Keys that occur
-// twice, of which the last counts, are told as messages.
-func yamlToJSON(data []byte, part string) (converted []byte, duplicates []string, err error) {
+// jsonText is a document, or an item of a list, as JSON.
+type jsonText struct {
+	all        []byte
+	head       []byte   // with what struct head is read from, at least
+	duplicates []string // messages on keys that occur twice, of which the last counts
+}
+
+// yamlToJSON turns a document, or an item of a list, into JSON.
+func yamlToJSON(data []byte, part string) (jsonText, error) {
+	if text, ok := plainToJSON(data, part); ok {
+		return text, nil
+	}
 	var tree any
+	var duplicates []string
 	if err := yaml.UnmarshalStrict(data, &tree); err != nil {
 		tree = nil
 		if err := yaml.Unmarshal(data, &tree); err != nil {
-			return nil, nil, err
+			return jsonText{}, err
 		}
 		duplicates = yamlDuplicates(err, part)
 	}
 	if part == "item" {
 		list, ok := tree.([]any)
 		if !ok || len(list) != 1 {
-			return nil, nil, errors.New("is not an item")
+			return jsonText{}, errors.New("is not an item")
 		}
 		tree = list[0]
 	}
-	converted, err = appendJSON(make([]byte, 0, 2*len(data)), tree)
-	return converted, duplicates, err
+	all, err := appendJSON(make([]byte, 0, 2*len(data)), tree)
+	return jsonText{all: all, head: all, duplicates: duplicates}, err
 }
 
 // parseYAMLList reads a list in block style item by item: as a whole, YAML takes
@@ -281,9 +291,9 @@ func (d *document) parseYAMLList(file string, data []byte, before *parsed) bool 
 	if !ok {
 		return false
 	}
-	converted, duplicates, err := yamlToJSON(top, "document")
+	text, err := yamlToJSON(top, "document")
 	var h head
-	if err != nil || len(duplicates) > 0 || strictjson.UnmarshalCaseSensitivePreserveInts(converted, &h) != nil {
+	if err != nil || len(text.duplicates) > 0 || strictjson.UnmarshalCaseSensitivePreserveInts(text.head, &h) != nil {
 		return false
 	}
 	element, ok := h.element()
@@ -294,14 +304,14 @@ func (d *document) parseYAMLList(file string, data []byte, before *parsed) bool 
 	var unreadable atomic.Bool
 	parallel(len(parts), func(i int) {
 		items[i] = before.item(element, parts[i], func(d *document) {
-			converted, duplicates, err := yamlToJSON(parts[i], "item")
+			text, err := yamlToJSON(parts[i], "item")
 			if err != nil {
 				unreadable.Store(true)
 				d.malformed = true
 				d.problems = append(d.problems, model.Problem{Message: yamlMessage(err, "item")})
 				return
 			}
-			d.parseItem(file, converted, element, duplicates, before)
+			d.parseItem(file, text, element, before)
 		})
 	})
 	if unreadable.Load() && len(data) <= maxYAML {
@@ -534,13 +544,13 @@ type headMetadata struct {
 
 // parseObject reads one object, or the objects of a list. Items of a typed list
 // may leave out their kind.
-func (d *document) parseObject(file string, data []byte, inherited string, duplicates []string, before *parsed) {
+func (d *document) parseObject(file string, text jsonText, inherited string, before *parsed) {
 	var h head
 	r := &report{}
 	if inherited != "" {
 		h.Kind, h.APIVersion = inherited, kinds[inherited].apiVersion
 	}
-	if err := strictjson.UnmarshalCaseSensitivePreserveInts(data, &h); err != nil {
+	if err := strictjson.UnmarshalCaseSensitivePreserveInts(text.head, &h); err != nil {
 		typeErr := (*json.UnmarshalTypeError)(nil)
 		switch {
 		case !errors.As(err, &typeErr):
@@ -558,7 +568,7 @@ func (d *document) parseObject(file string, data []byte, inherited string, dupli
 		// What has the wrong type is empty now, and said below.
 	}
 	if element, list := h.element(); list {
-		d.parseList(file, &h, element, duplicates, before)
+		d.parseList(file, &h, element, text.duplicates, before)
 		return
 	}
 	known, ok := kinds[h.Kind]
@@ -598,10 +608,10 @@ func (d *document) parseObject(file string, data []byte, inherited string, dupli
 			return
 		}
 	}
-	for _, duplicate := range duplicates {
+	for _, duplicate := range text.duplicates {
 		r.add("", "%s; the last one counts", duplicate)
 	}
-	value, taken := convert(file, known.kind, data, r)
+	value, taken := convert(file, known.kind, text.all, r)
 	d.objects = append(d.objects, object{key: k, value: value, refused: !taken})
 }
 
@@ -639,7 +649,9 @@ func (d *document) parseList(file string, h *head, element string, duplicates []
 	}
 	items := make([]item, len(h.Items))
 	parallel(len(h.Items), func(i int) {
-		items[i] = before.item(element, h.Items[i], func(d *document) { d.parseItem(file, h.Items[i], element, duplicates, before) })
+		items[i] = before.item(element, h.Items[i], func(d *document) {
+			d.parseItem(file, jsonText{all: h.Items[i], head: h.Items[i], duplicates: duplicates}, element, before)
+		})
 		if len(duplicates) > 0 {
 			items[i].hash = 0
 		}
@@ -661,13 +673,13 @@ func (p *parsed) item(element string, data []byte, read func(*document)) item {
 	return i
 }
 
-func (d *document) parseItem(file string, data []byte, element string, duplicates []string, before *parsed) {
-	if string(data) == "null" {
+func (d *document) parseItem(file string, text jsonText, element string, before *parsed) {
+	if string(text.all) == "null" {
 		d.malformed = true
 		d.problems = append(d.problems, model.Problem{Message: "is empty"})
 		return
 	}
-	d.parseObject(file, data, element, duplicates, before)
+	d.parseObject(file, text, element, before)
 }
 
 func (d *document) addItems(list string, items []item) {

@@ -29,6 +29,7 @@ type listener struct {
 	mu         sync.Mutex
 	synced     bool
 	services   map[string]string // name -> first port
+	files      map[string]string // name -> of which file
 	problems   []string
 	deliveries []model.Changes
 }
@@ -36,7 +37,7 @@ type listener struct {
 // listen runs a directory source until the test ends.
 func listen(t *testing.T, dir string) *listener {
 	t.Helper()
-	l := &listener{services: make(map[string]string)}
+	l := &listener{services: make(map[string]string), files: make(map[string]string)}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() { done <- NewDirectory(dir).Run(ctx, l.take) }()
@@ -57,8 +58,10 @@ func (l *listener) take(c model.Changes) {
 	for name, s := range c.Services {
 		if s == nil {
 			delete(l.services, name.Name)
+			delete(l.files, name.Name)
 			continue
 		}
+		l.files[name.Name] = s.File
 		l.services[name.Name] = ""
 		for _, port := range s.Ports {
 			l.services[name.Name] += fmt.Sprint(port.Port)
@@ -478,13 +481,15 @@ func TestRandomChangesAddUpToTheDirectory(t *testing.T) {
 			time.Sleep(time.Duration(random.IntN(60)) * time.Millisecond)
 		}
 	}
-	want := &listener{services: make(map[string]string)}
+	want := &listener{services: make(map[string]string), files: make(map[string]string)}
 	ctx, cancel := context.WithCancel(t.Context())
 	_ = NewDirectory(dir).Run(ctx, func(c model.Changes) {
 		want.take(c)
 		cancel()
 	})
-	l.await(t, "all changes", func() bool { return maps.Equal(l.services, want.services) && slices.Equal(l.problems, want.problems) })
+	l.await(t, "all changes", func() bool {
+		return maps.Equal(l.services, want.services) && maps.Equal(l.files, want.files) && slices.Equal(l.problems, want.problems)
+	})
 	l.keeps(t, "nothing more", time.Second)
 	if diff := cmp.Diff(want.services, l.services); diff != "" {
 		t.Errorf("services (-there +told):\n%s", diff)

@@ -3,6 +3,7 @@
 package source
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	yamlv2 "go.yaml.in/yaml/v2"
 	"golang.org/x/tools/txtar"
+	strictjson "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
 	"github.com/mooring-cni/mooring/daemon/model"
@@ -59,11 +61,11 @@ func FuzzList(f *testing.F) {
 		if !parts.parseYAMLList("fuzz.yaml", content, nil) {
 			return
 		}
-		converted, duplicates, err := yamlToJSON(content, "document")
+		text, err := yamlToJSON(content, "document")
 		if err != nil {
 			t.Fatalf("the list cannot be read as a whole: %v", err)
 		}
-		whole.parseObject("fuzz.yaml", converted, "", duplicates, nil)
+		whole.parseObject("fuzz.yaml", text, "", nil)
 		if diff := cmp.Diff(objectsOf(&whole), objectsOf(&parts), comparers); diff != "" {
 			t.Errorf("from %q (-whole +parts):\n%s", content, diff)
 		}
@@ -120,6 +122,77 @@ func FuzzYAMLToJSON(f *testing.F) {
 			t.Errorf("from %q (-sigs.k8s.io/yaml +ours):\n%s", content, diff)
 		}
 	})
+}
+
+// FuzzPlain: what the quick reader takes, YAML reads without a complaint and to
+// the same.
+func FuzzPlain(f *testing.F) {
+	for _, content := range seeds(f) {
+		for _, part := range split(content) {
+			f.Add(part)
+		}
+	}
+	for _, content := range plainTexts {
+		f.Add([]byte(content))
+	}
+	f.Fuzz(func(t *testing.T, content []byte) {
+		for _, part := range []string{"document", "item"} {
+			if text, ok := plainToJSON(content, part); ok {
+				checkPlain(t, content, text, part)
+			}
+		}
+	})
+}
+
+func checkPlain(t *testing.T, content []byte, text jsonText, part string) {
+	t.Helper()
+	got := text.all
+	var tree any
+	if err := yamlv2.UnmarshalStrict(content, &tree); err != nil {
+		t.Fatalf("from %q, which we read as %s: %v", content, got, err)
+	}
+	if part == "item" {
+		list, ok := tree.([]any)
+		if !ok || len(list) != 1 {
+			t.Fatalf("%q is not an item, we read it as %s", content, got)
+		}
+		tree = list[0]
+	}
+	want, err := appendJSON(nil, tree)
+	if err != nil {
+		t.Fatalf("from %q, which we read as %s: %v", content, got, err)
+	}
+	if diff := cmp.Diff(jsonTree(t, want), jsonTree(t, got)); diff != "" {
+		t.Errorf("from %q (-YAML +ours):\n%s", content, diff)
+	}
+	var whole, head head
+	wholeErr := strictjson.UnmarshalCaseSensitivePreserveInts(text.all, &whole)
+	headErr := strictjson.UnmarshalCaseSensitivePreserveInts(text.head, &head)
+	if diff := cmp.Diff(whole, head); diff != "" || (wholeErr == nil) != (headErr == nil) {
+		t.Errorf("from %q the head is %s, %v and %v:\n%s", content, text.head, wholeErr, headErr, diff)
+	}
+}
+
+func jsonTree(t *testing.T, text []byte) (tree any) {
+	t.Helper()
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.UseNumber()
+	if err := decoder.Decode(&tree); err != nil {
+		t.Fatalf("%s is not JSON: %v", text, err)
+	}
+	return tree
+}
+
+// plainTexts are what the quick reader has to tell apart.
+var plainTexts = []string{
+	"---\na: b\n# c\nd:\n- e\n-   f: 1\n    g: {h: [i, 'j k', \"l\"], m: {}}\n  \n-\n- \no:\n    p: q # r\n",
+	"- a: 1\n  b:\n  - c\n  - d: e\n    f:\n      - g\n",
+	"a: 10.244.0.1\nb: 007\nc: 1e3\nd: 2001-01-01\ne: 12345678901234567890\nf: 0x1f\ng: 10.0.0.0/8\nh: fd00:10::1\ni: 2001:db8::1\nj: 100m\nk: 1_000\nl: 3f2504e0-4f89-11d3-9a0c-0305e82c3301\nm: 1.5\nn: 0b1\n",
+	"a: yes\nb: null\nc: ~\nd: True\ne: true\nf: 'true'\ng: \"1\"\nh: .inf\ni: y\n",
+	"a: b\n  c\n", "a: b\nc\n", "a:\n    b: 1\n  c: 2\n", "a: b: c\n", "a: b #c\n", "a: b#c\n", "a: 'b'#c\n", "a: [b]c\n", "a: \"b\\n\"\n", "a: 'b''c'\n",
+	"a: 1\na: 2\n", "a: {b: 1, b: 2}\n", "{a: b}\n", "a: [b, c,]\n", "a: [b: c]\n", "a: {b, c}\n", "a: {b:c}\n", "a: [fd00::, ::1]\n", "a: [fd00::1, a:]\n",
+	"a: |\n  b\n", "a: >-\n  b\n", "a: &b c\nd: *b\n", "<<: {a: b}\n", "? a\n: b\n", "a: !!str 1\n", "%YAML 1.1\n---\na: b\n", "a:\n- b\nc: d\n", "a:\n  - b\n- c\n", "- - a\n", "a: -\n", "a: - b\n", "a:\n\n  # c\n  b: 1\n",
+	"a: 5:30\nb: /x/y\nc: _1\nd: b- c\ne: a, [b] {c}\n", "a : b\n", "\"a\": b\n", "a: b\n---\nc: d\n", "a: b\n...\n", "a:\tb\n", "a: [b\n]\n",
 }
 
 func seeds(f *testing.F) [][]byte {
