@@ -57,20 +57,20 @@ unit: ## pure tests: seconds, no root, no clang
 	$(GO) vet ./...
 	$(GO) test ./...
 
-# The levels up to scenarios. What needs a cluster, or other kernels, has a target of its own.
-ROOT_PACKAGES = $(shell $(GO) list -tags root ./... | grep -vE '/test/(kernels|kubernetes|containerd)$$')
+# The levels up to a container runtime. What needs a cluster, or other kernels, has a target of its own.
+ROOT_PACKAGES = $(shell $(GO) list -tags root ./... | grep -vE '/test/(kernels|kubernetes)$$')
 .PHONY: test-root
-test-root: need-root ## program, namespace and scenario levels on this kernel (root)
+test-root: need-root ## program, namespace and scenario levels, and containerd, on this kernel (root)
 	$(GO) test -tags root -count=1 -timeout 20m $(ROOT_PACKAGES)
 
 .PHONY: test-kernels
 test-kernels: ## the root tests inside other kernels: KERNELS="6.1 newest" for some
 	$(GO) test -tags $(TAGS) -count=1 -timeout 20m -v ./test/kernels
 
-KUBERNETES_PACKAGES = $(shell $(GO) list -tags root ./... | grep -E '/test/(kubernetes|containerd)$$')
 .PHONY: test-kubernetes
-test-kubernetes: need-root ## containerd, kubelet and a control plane, all built from their modules (root)
-	@test -z "$(KUBERNETES_PACKAGES)" || $(GO) test -tags root -count=1 -timeout 40m -v $(KUBERNETES_PACKAGES)
+test-kubernetes: need-root ## clusters of two nodes: kubelets and control planes built from their modules (root)
+	@.ci/deps
+	$(GO) test -tags root -count=1 -timeout 60m -v ./test/kubernetes
 
 # FOCUS="..." for some of the specs, PROXY=kube-proxy to compare with it.
 .PHONY: conformance

@@ -383,6 +383,40 @@ metadata: {name: web-1, namespace: default, labels: {app: web}}
 		}
 	})
 
+	t.Run("a configuration of two versions is for old runtimes and new ones", func(t *testing.T) {
+		conflist := Conflist(m.Node, "1.0.0 1.1.0", portmap)
+		m.Install(t, conflist)
+		// This runtime knows only the first.
+		known, inKnown := m.pod(t, m.Sandbox("old"))
+		defer m.removed(t, known)
+		if err := m.reach(inKnown, "http://127.0.0.1:8080/"); err != nil {
+			t.Errorf("a pod made by the old runtime: %v", err)
+		}
+		list, err := libcni.NetworkConfFromBytes([]byte(conflist))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if list.CNIVersion != "1.1.0" {
+			t.Errorf("a new runtime takes version %s", list.CNIVersion)
+		}
+		plugins := libcni.NewCNIConfigWithCacheDir([]string{m.BinDir}, filepath.Join(m.Dir, "cache"), nil)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		status := func() error {
+			return m.Node.Do(func() error { return plugins.GetStatusNetworkList(ctx, list) })
+		}
+		if err := status(); err != nil {
+			t.Errorf("STATUS while the daemon serves: %v", err)
+		}
+		if err := m.daemon.Stop(); err != nil {
+			t.Errorf("mooringd: %v", err)
+		}
+		if err := status(); err == nil || !strings.Contains(err.Error(), "mooringd") {
+			t.Errorf("STATUS without the daemon: %v", err)
+		}
+		m.daemon.Launch()
+	})
+
 	t.Run("GC removes what containerd does not know", func(t *testing.T) {
 		known, inKnown := m.pod(t, m.Sandbox("known"))
 		defer m.removed(t, known)

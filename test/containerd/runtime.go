@@ -121,12 +121,15 @@ func (r *Runtime) Install(t netns.T, conflist string) {
 	}
 }
 
-// Conflist is the documented CNI configuration with the node's places. What is
-// chained follows the plugin.
-func Conflist(node *netns.Node, version string, chained ...string) string {
+// Conflist is the documented CNI configuration with the node's places, for the
+// versions "1.0.0" or "1.0.0 1.1.0": the first is what runtimes get that know
+// one only. What is chained follows the plugin.
+func Conflist(node *netns.Node, versions string, chained ...string) string {
 	stanzas := append([]string{fmt.Sprintf(`{"type": "mooring-cni", "socket": %q, "bpffs": %q, "ipam": {"type": "mooring-ipam"}}`,
 		node.Socket, node.BPFFS)}, chained...)
-	return fmt.Sprintf(`{"cniVersion": %q, "name": "mooring-%s", "plugins": [%s]}`, version, node.Name(), strings.Join(stanzas, ", "))
+	all := strings.Fields(versions)
+	return fmt.Sprintf(`{"cniVersion": %q, "cniVersions": ["%s"], "name": "mooring-%s", "plugins": [%s]}`,
+		all[0], strings.Join(all, `", "`), node.Name(), strings.Join(stanzas, ", "))
 }
 
 // The configuration is of version 2, which containerd 1.6 and later read.
