@@ -353,6 +353,22 @@ RARELY int socket_remember(ctx_t *ctx, struct pkt *p)
 }
 
 /*
+ * What TIME_WAIT sends has the cookie of the socket before it (6.13 and newer), whose end
+ * was heard if the tracepoint was called: a busy machine has been seen not to call it.
+ */
+RARELY int socket_succeeded(ctx_t *ctx, struct pkt *p)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct ct_key key;
+
+	if (!p || !sk || sk->state != SK_TIME_WAIT)
+		return 0;
+	ct_wire_key(&key, p);
+	ct_release(&key, bpf_get_socket_cookie(ctx), !!(p->flags & PKT_REPLY), RELEASE_TIMEWAIT);
+	return 0;
+}
+
+/*
  * Of a socket that has ended the table may know nothing any more, but the storage
  * lives until its last packet has left.
  */
