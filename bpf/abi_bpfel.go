@@ -207,8 +207,9 @@ const (
 	abiDropReasonDROP_MARTIAN           abiDropReason = 26
 	abiDropReasonDROP_SNAT_PORTS        abiDropReason = 27
 	abiDropReasonDROP_TOO_BIG           abiDropReason = 28
-	abiDropReasonDROP_DSR_OPTION        abiDropReason = 29
-	abiDropReasonDROP_REASONS           abiDropReason = 30
+	abiDropReasonDROP_NO_ROUTE          abiDropReason = 29
+	abiDropReasonDROP_DSR_OPTION        abiDropReason = 30
+	abiDropReasonDROP_REASONS           abiDropReason = 31
 )
 
 type abiEnding struct {
@@ -358,7 +359,8 @@ type abiSocketState struct {
 		ToMac             [6]uint8
 		ToHostMac         [6]uint8
 		Proto             uint8
-		Pad               [3]uint8
+		Renamed           uint8
+		Pad               [2]uint8
 		Packets           uint64
 		Bytes             uint64
 		Synced            uint64

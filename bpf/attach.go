@@ -16,11 +16,12 @@ import (
 type hook struct {
 	name   string // of the program, and in the pin
 	attach ebpf.AttachType
+	after  uint16 // how many of ours a clsact qdisc runs before
 }
 
 var endpointHooks = []hook{
-	{"from_container", ebpf.AttachTCXIngress},
-	{"to_container", ebpf.AttachTCXEgress},
+	{name: "from_container", attach: ebpf.AttachTCXIngress},
+	{name: "to_container", attach: ebpf.AttachTCXEgress},
 }
 
 // AttachEndpoint attaches the pinned endpoint programs to an interface, as

@@ -24,7 +24,7 @@ func clsactFilter(h hook, ifindex int) *netlink.BpfFilter {
 			LinkIndex: ifindex,
 			Parent:    parent,
 			Handle:    1,
-			Priority:  1,
+			Priority:  1 + h.after,
 			Protocol:  3, // ETH_P_ALL
 		},
 		Name:         h.name,
@@ -48,6 +48,23 @@ func attachClsact(prog *ebpf.Program, h hook, ifindex int) error {
 	filter.Fd = prog.FD()
 	if err := netlink.FilterReplace(filter); err != nil {
 		return fmt.Errorf("add clsact filter: %w", err)
+	}
+	return nil
+}
+
+// detachClsact removes a program that attachClsact attached; nil when there is none.
+func detachClsact(h hook, dev netlink.Link) error {
+	want := clsactFilter(h, dev.Attrs().Index)
+	filters, err := netlink.FilterList(dev, want.Parent)
+	if err != nil {
+		return fmt.Errorf("list clsact filters of %s: %w", dev.Attrs().Name, err)
+	}
+	for _, f := range filters {
+		if b, ok := f.(*netlink.BpfFilter); ok && b.Name == h.name {
+			if err := netlink.FilterDel(f); err != nil {
+				return fmt.Errorf("remove clsact filter %s of %s: %w", h.name, dev.Attrs().Name, err)
+			}
+		}
 	}
 	return nil
 }

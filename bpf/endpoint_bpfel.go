@@ -48,6 +48,7 @@ const (
 	endpointMapMooringUplinks       = "mooring_uplinks"
 	endpointMapMooringVerdicts      = "mooring_verdicts"
 	endpointMapPolicyDrafts         = "policy_drafts"
+	endpointMapWireRoutes           = "wire_routes"
 	endpointProgFromContainer       = "from_container"
 	endpointProgToContainer         = "to_container"
 	endpointVarCacheDecisions       = "cache_decisions"
@@ -57,6 +58,8 @@ const (
 	endpointVarHookMode             = "hook_mode"
 	endpointVarJiffiesPerSecond     = "jiffies_per_second"
 	endpointVarPolicyEnforced       = "policy_enforced"
+	endpointVarSnatPortFirst        = "snat_port_first"
+	endpointVarSnatPorts            = "snat_ports"
 )
 
 // loadEndpoint returns the embedded CollectionSpec for endpoint.
@@ -141,6 +144,7 @@ type endpointMapSpecs struct {
 	MooringUplinks       *ebpf.MapSpec `ebpf:"mooring_uplinks"`
 	MooringVerdicts      *ebpf.MapSpec `ebpf:"mooring_verdicts"`
 	PolicyDrafts         *ebpf.MapSpec `ebpf:"policy_drafts"`
+	WireRoutes           *ebpf.MapSpec `ebpf:"wire_routes"`
 }
 
 // endpointVariableSpecs contains global variables before they are loaded into the kernel.
@@ -154,6 +158,8 @@ type endpointVariableSpecs struct {
 	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.VariableSpec `ebpf:"jiffies_per_second"`
 	PolicyEnforced   *ebpf.VariableSpec `ebpf:"policy_enforced"`
+	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
+	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
 }
 
 // endpointObjects contains all objects after they have been loaded into the kernel.
@@ -208,6 +214,7 @@ type endpointMaps struct {
 	MooringUplinks       *ebpf.Map `ebpf:"mooring_uplinks"`
 	MooringVerdicts      *ebpf.Map `ebpf:"mooring_verdicts"`
 	PolicyDrafts         *ebpf.Map `ebpf:"policy_drafts"`
+	WireRoutes           *ebpf.Map `ebpf:"wire_routes"`
 }
 
 func (m *endpointMaps) Close() error {
@@ -244,6 +251,7 @@ func (m *endpointMaps) Close() error {
 		m.MooringUplinks,
 		m.MooringVerdicts,
 		m.PolicyDrafts,
+		m.WireRoutes,
 	)
 }
 
@@ -258,6 +266,8 @@ type endpointVariables struct {
 	HookMode         *ebpf.Variable `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.Variable `ebpf:"jiffies_per_second"`
 	PolicyEnforced   *ebpf.Variable `ebpf:"policy_enforced"`
+	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
+	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
 }
 
 // endpointPrograms contains all programs after they have been loaded into the kernel.

@@ -66,6 +66,8 @@ const (
 	hostVarNodePortFirst        = "node_port_first"
 	hostVarNodePortLast         = "node_port_last"
 	hostVarPolicyEnforced       = "policy_enforced"
+	hostVarSnatPortFirst        = "snat_port_first"
+	hostVarSnatPorts            = "snat_ports"
 )
 
 // loadHost returns the embedded CollectionSpec for host.
@@ -172,6 +174,8 @@ type hostVariableSpecs struct {
 	NodePortFirst    *ebpf.VariableSpec `ebpf:"node_port_first"`
 	NodePortLast     *ebpf.VariableSpec `ebpf:"node_port_last"`
 	PolicyEnforced   *ebpf.VariableSpec `ebpf:"policy_enforced"`
+	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
+	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
 }
 
 // hostObjects contains all objects after they have been loaded into the kernel.
@@ -275,6 +279,8 @@ type hostVariables struct {
 	NodePortFirst    *ebpf.Variable `ebpf:"node_port_first"`
 	NodePortLast     *ebpf.Variable `ebpf:"node_port_last"`
 	PolicyEnforced   *ebpf.Variable `ebpf:"policy_enforced"`
+	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
+	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
 }
 
 // hostPrograms contains all programs after they have been loaded into the kernel.

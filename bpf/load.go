@@ -16,11 +16,12 @@ import (
 // Options size the maps and set the programs' constants.
 type Options struct {
 	BPFFS      string
-	MaxEntries uint32 // of the conntrack map
-	Hook       string // conntrack.hook: auto, trampoline, tracepoint or off; empty: off
-	Cgroup     string // where the hook for close() attaches; empty: the root of cgroup2
-	Policy     bool   // enforce network policies: what mooring_policies does not have is closed
-	NoCache    bool   // decide every packet by the tables: for comparison
+	MaxEntries uint32    // of the conntrack map
+	Hook       string    // conntrack.hook: auto, trampoline, tracepoint or off; empty: off
+	Cgroup     string    // where the hook for close() attaches; empty: the root of cgroup2
+	Policy     bool      // enforce network policies: what mooring_policies does not have is closed
+	SNATPorts  PortRange // of the node, for flows to backends on other nodes; none: 1024-29999
+	NoCache    bool      // decide every packet by the tables: for comparison
 }
 
 // Maps are the shared maps; lib/maps.h says who writes each.
@@ -60,6 +61,7 @@ type Maps struct {
 type Programs struct {
 	FromContainer *ebpf.Program
 	ToContainer   *ebpf.Program
+	FromWire      *ebpf.Program
 	sweep         *ebpf.Program
 	bury          *ebpf.Program
 	clock         *ebpf.Program
@@ -143,6 +145,9 @@ func (d *Datapath) load(opts Options) error {
 	defer endpoint.Close()
 	d.FromContainer = endpoint.DetachProgram("from_container")
 	d.ToContainer = endpoint.DetachProgram("to_container")
+	if err := d.loadWire(opts); err != nil {
+		return err
+	}
 	for name, prog := range map[string]*ebpf.Program{"from_container": d.FromContainer, "to_container": d.ToContainer} {
 		if err := d.pinProgram(prog, name); err != nil {
 			return err
@@ -161,12 +166,18 @@ func (d *Datapath) configure(spec *ebpf.CollectionSpec, opts Options) error {
 	if opts.Policy {
 		enforced = 1
 	}
+	snat := opts.SNATPorts
+	if snat.First == 0 {
+		snat = defaultSNATPorts
+	}
 	for name, value := range map[string]any{
 		"policy_enforced":    enforced,
 		"jiffies_per_second": d.JiffiesPerSecond,
 		"hook_mode":          d.Hook.mode(),
 		"ct_direct_limit":    uint64(d.CT.MaxEntries() / 2),
 		"cache_decisions":    cache,
+		"snat_port_first":    snat.First,
+		"snat_ports":         snat.count(),
 	} {
 		v := spec.Variables[name]
 		if v == nil {
@@ -236,7 +247,7 @@ func (d *Datapath) Close() error {
 	} {
 		m.Close()
 	}
-	for _, p := range []*ebpf.Program{d.FromContainer, d.ToContainer, d.sweep, d.bury, d.clock} {
+	for _, p := range []*ebpf.Program{d.FromContainer, d.ToContainer, d.FromWire, d.sweep, d.bury, d.clock} {
 		p.Close()
 	}
 	d.roll.close()

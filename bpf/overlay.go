@@ -12,8 +12,8 @@ import (
 )
 
 var overlayHooks = []hook{
-	{"from_overlay", ebpf.AttachTCXIngress},
-	{"to_overlay", ebpf.AttachTCXEgress},
+	{name: "from_overlay", attach: ebpf.AttachTCXIngress},
+	{name: "to_overlay", attach: ebpf.AttachTCXEgress},
 }
 
 // Drop reasons of tunnels.

@@ -22,13 +22,22 @@ func choices(name string) []uint8 {
 	return []uint8{0, 1}
 }
 
-// TestHooksLoadWithEveryConstant loads the pods' programs with every permutation
-// of their one-byte constants: the verifier sees other code each time.
+// TestHooksLoadWithEveryConstant loads the programs of packets with every
+// permutation of their one-byte constants: the verifier sees other code each time.
 func TestHooksLoadWithEveryConstant(t *testing.T) {
-	spec, err := loadEndpoint()
-	if err != nil {
-		t.Fatal(err)
+	for object, load := range map[string]func() (*ebpf.CollectionSpec, error){"endpoint": loadEndpoint, "north": loadNorth} {
+		t.Run(object, func(t *testing.T) {
+			spec, err := load()
+			if err != nil {
+				t.Fatal(err)
+			}
+			loadWithEveryConstant(t, spec)
+		})
 	}
+}
+
+func loadWithEveryConstant(t *testing.T, spec *ebpf.CollectionSpec) {
+	t.Helper()
 	var names []string
 	for name, v := range spec.Variables {
 		if _, ok := btf.UnderlyingType(v.Type.Type).(*btf.Int); ok && v.Size() == 1 {

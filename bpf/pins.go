@@ -98,8 +98,8 @@ func EndpointLinks(bpffs string) ([]string, error) {
 	var names []string
 	seen := make(map[string]bool)
 	for _, e := range entries {
-		dev, _, ok := strings.Cut(e.Name(), "-")
-		if ok && strings.HasPrefix(dev, "lxc") && !seen[dev] {
+		dev, hook, ok := strings.Cut(e.Name(), "-")
+		if ok && strings.HasPrefix(dev, "lxc") && hook != wireHook.name && !seen[dev] {
 			seen[dev] = true
 			names = append(names, dev)
 		}

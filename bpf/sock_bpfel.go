@@ -61,6 +61,8 @@ const (
 	sockVarJiffiesPerSecond     = "jiffies_per_second"
 	sockVarPolicyEnforced       = "policy_enforced"
 	sockVarRollCall             = "roll_call"
+	sockVarSnatPortFirst        = "snat_port_first"
+	sockVarSnatPorts            = "snat_ports"
 )
 
 // loadSock returns the embedded CollectionSpec for sock.
@@ -162,6 +164,8 @@ type sockVariableSpecs struct {
 	JiffiesPerSecond *ebpf.VariableSpec `ebpf:"jiffies_per_second"`
 	PolicyEnforced   *ebpf.VariableSpec `ebpf:"policy_enforced"`
 	RollCall         *ebpf.VariableSpec `ebpf:"roll_call"`
+	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
+	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
 }
 
 // sockObjects contains all objects after they have been loaded into the kernel.
@@ -261,6 +265,8 @@ type sockVariables struct {
 	JiffiesPerSecond *ebpf.Variable `ebpf:"jiffies_per_second"`
 	PolicyEnforced   *ebpf.Variable `ebpf:"policy_enforced"`
 	RollCall         *ebpf.Variable `ebpf:"roll_call"`
+	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
+	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
 }
 
 // sockPrograms contains all programs after they have been loaded into the kernel.

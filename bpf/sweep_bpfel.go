@@ -56,6 +56,8 @@ const (
 	sweepVarHookMode             = "hook_mode"
 	sweepVarJiffiesPerSecond     = "jiffies_per_second"
 	sweepVarPolicyEnforced       = "policy_enforced"
+	sweepVarSnatPortFirst        = "snat_port_first"
+	sweepVarSnatPorts            = "snat_ports"
 )
 
 // loadSweep returns the embedded CollectionSpec for sweep.
@@ -152,6 +154,8 @@ type sweepVariableSpecs struct {
 	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.VariableSpec `ebpf:"jiffies_per_second"`
 	PolicyEnforced   *ebpf.VariableSpec `ebpf:"policy_enforced"`
+	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
+	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
 }
 
 // sweepObjects contains all objects after they have been loaded into the kernel.
@@ -252,6 +256,8 @@ type sweepVariables struct {
 	HookMode         *ebpf.Variable `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.Variable `ebpf:"jiffies_per_second"`
 	PolicyEnforced   *ebpf.Variable `ebpf:"policy_enforced"`
+	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
+	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
 }
 
 // sweepPrograms contains all programs after they have been loaded into the kernel.

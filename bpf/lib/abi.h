@@ -133,7 +133,8 @@ struct socket_cache {
 	__u8 to_mac[6];		/* and as it goes on */
 	__u8 to_host_mac[6];
 	__u8 proto;
-	__u8 pad[3];
+	__u8 renamed;		/* to_src is a service's: where to_ifindex is 0 the routes say which device, and the stack is passed by */
+	__u8 pad[2];
 	__u64 packets, bytes;	/* as the entry is to have them */
 	__u64 synced;		/* jiffies64 when it got them */
 };
@@ -281,6 +282,7 @@ enum drop_reason {
 	DROP_MARTIAN,			/* from beyond an uplink, with a source that nobody there has */
 	DROP_SNAT_PORTS,		/* each of the node's ports that was tried has a flow to the backend */
 	DROP_TOO_BIG,			/* refused: longer than the way to the backend carries */
+	DROP_NO_ROUTE,			/* no way to the backend, or no address of this node that it could answer to */
 	DROP_DSR_OPTION,		/* what says for which service a packet is makes no sense */
 	DROP_REASONS,
 };

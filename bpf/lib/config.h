@@ -26,6 +26,10 @@ volatile const __u64 ct_direct_limit = 0;
 /* Whether a socket keeps the decision for its flow, so that the next packet needs no table. */
 volatile const __u8 cache_decisions = 1;
 
+/* The node's ports that flows to backends on other nodes are from, host order: the first, and how many. */
+volatile const __u16 snat_port_first = 1024;
+volatile const __u16 snat_ports = 28976;
+
 /* Whether policies are looked up at all. */
 volatile const __u8 policy_enforced = 0;
 

@@ -44,6 +44,12 @@ ALWAYS __u32 ctx_ifindex(ctx_t *ctx)
 	return ctx->ingress_ifindex;
 }
 
+/* A tag is in the frame, where parsing finds it. */
+ALWAYS int ctx_tagged(ctx_t *ctx)
+{
+	return 0;
+}
+
 /* Headers beyond the first fragment of a frame are out of reach. */
 ALWAYS int ctx_pull(ctx_t *ctx, __u32 len)
 {
@@ -53,6 +59,12 @@ ALWAYS int ctx_pull(ctx_t *ctx, __u32 len)
 ALWAYS enum ctx_sum ctx_sum(ctx_t *ctx)
 {
 	return SUM_FULL;
+}
+
+/* What the route's MTU is compared with. */
+ALWAYS __u16 ctx_route_len(__u32 len)
+{
+	return len;
 }
 
 /* The helpers exist for socket buffers only; ctx_sum() never asks for them here. */
@@ -73,9 +85,20 @@ ALWAYS __u32 ctx_ifindex(ctx_t *ctx)
 	return ctx->ifindex;
 }
 
+ALWAYS int ctx_tagged(ctx_t *ctx)
+{
+	return ctx->vlan_present;
+}
+
 ALWAYS int ctx_pull(ctx_t *ctx, __u32 len)
 {
 	return bpf_skb_pull_data(ctx, len);
+}
+
+/* The kernel knows itself, and what is cut into segments later. */
+ALWAYS __u16 ctx_route_len(__u32 len)
+{
+	return 0;
 }
 
 ALWAYS int ctx_sum_replace(ctx_t *ctx, __u32 off, __u64 from, __u64 to, __u64 flags)
@@ -90,6 +113,9 @@ struct sk_buff___mooring {
 
 /* 6.2 and newer; before, the helper looks for us. */
 extern void *bpf_cast_to_kern_ctx(void *) __ksym __weak;
+
+/* linux/if_packet.h: to us, not to another whom the device overhears. */
+#define PACKET_HOST 0
 
 /* linux/skbuff.h: CHECKSUM_NONE and CHECKSUM_UNNECESSARY are whole, 2 counts received bytes. */
 #define CHECKSUM_COMPLETE 2

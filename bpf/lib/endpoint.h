@@ -11,7 +11,7 @@ ALWAYS int source_check(ctx_t *ctx, struct pkt *p)
 	struct endpoint *ep = bpf_map_lookup_elem(&mooring_endpoints, &p->src);
 	struct ethhdr *eth;
 
-	if (!ep || ep->ifindex != ctx->ifindex)
+	if (!ep || ep->ifindex != ctx_ifindex(ctx))
 		return -DROP_SOURCE_ADDRESS;
 	p->from_id = ep->id;
 	eth = pkt_at(ctx, 0, sizeof(*eth));

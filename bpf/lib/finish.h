@@ -63,6 +63,8 @@ ALWAYS void count_drop(struct pkt *p, __u32 reason)
 		report(p, EVENT_DROP, reason);
 }
 
+#ifndef MOORING_XDP
+
 ALWAYS int finish(ctx_t *ctx, struct pkt *p, int verdict)
 {
 	if (verdict < 0) {
@@ -73,15 +75,22 @@ ALWAYS int finish(ctx_t *ctx, struct pkt *p, int verdict)
 	case SWALLOWED:
 		return TC_ACT_SHOT;
 	case TO_SENDER:
+		if (p->direction == FROM_WIRE)
+			return bpf_redirect(ctx->ifindex, 0);
 		return bpf_redirect_peer(ctx->ifindex, 0);
 	case TO_POD:
 		count(p, DROP_NONE);
 		return bpf_redirect_peer(p->to_ifindex, 0);
+	case TO_WIRE:
+		count(p, DROP_NONE);
+		return bpf_redirect_neigh(p->to_ifindex, NULL, 0, 0);
 	}
 	count(p, DROP_NONE);
 	/* Not TC_ACT_OK, which would end the hook: what others attached after us, such as the ingress qdisc of
 	 * the CNI plugin bandwidth, gets its turn. */
 	return TC_ACT_UNSPEC;
 }
+
+#endif
 
 #endif

@@ -5,33 +5,7 @@
 
 #include "endpoint.h"
 #include "rewrite.h"
-
-/* One hop less to live, as a router's (RFC 791, 3.2; RFC 8200, 3). The caller knows that it lives. */
-ALWAYS int hop(ctx_t *ctx, struct pkt *p)
-{
-	if (p->v6) {
-		struct ipv6hdr *ip = pkt_at(ctx, p->l3, sizeof(*ip));
-
-		if (!ip)
-			return -DROP_REWRITE;
-		if (ip->hop_limit <= 1)
-			return TO_STACK;
-		ip->hop_limit--;
-	} else {
-		struct iphdr *ip = pkt_at(ctx, p->l3, sizeof(*ip));
-		__u32 check;
-
-		if (!ip)
-			return -DROP_REWRITE;
-		if (ip->ttl <= 1)
-			return TO_STACK;
-		ip->ttl--;
-		/* RFC 1141: the sum of the rest grows by what the TTL's byte lost. */
-		check = ip->check + bpf_htons(0x0100);
-		ip->check = check + (check >= 0xffff);
-	}
-	return NEXT;
-}
+#include "wire.h"
 
 /* A pod of this node gets it without the host's stack; the stack routes the rest, and answers hop limits. */
 ALWAYS int forward(ctx_t *ctx, struct pkt *p)
@@ -41,7 +15,7 @@ ALWAYS int forward(ctx_t *ctx, struct pkt *p)
 	int ret;
 
 	if (!to)
-		return TO_STACK;
+		return p->flags & PKT_RENAMED ? wire_leave(ctx, p) : TO_STACK;
 	ret = hop(ctx, p);
 	if (ret)
 		return ret;

@@ -10,6 +10,7 @@
 #include "conntrack.h"
 #include "policy.h"
 #include "rewrite.h"
+#include "wire.h"
 
 /* The packet that an ICMP error quotes, as far as it is quoted: RFC 792 promises 8 bytes of layer 4. */
 ALWAYS int icmp_parse_quoted(ctx_t *ctx, const struct pkt *p, struct pkt *in)
@@ -106,7 +107,7 @@ struct {
 
 /*
  * About a reply as the client received it, from the frontend. A pod that is its
- * own backend knows the client by its alias.
+ * own backend knows the client by its alias, one of another node by this one's address.
  */
 ALWAYS int icmp_translate_svc(ctx_t *ctx, struct pkt *p, struct pkt *in, const struct ct_entry *e)
 {
@@ -117,8 +118,16 @@ ALWAYS int icmp_translate_svc(ctx_t *ctx, struct pkt *p, struct pkt *in, const s
 	if (ret || !addr_eq(&p->dst, &frontend))
 		return ret;
 	ret = rewrite_destination(ctx, p, &nat, 0);
-	if (ret || !addr_eq(&nat, &client))
+	if (ret)
 		return ret;
+	if (!addr_zero(&e->origin)) {
+		/* The backend knows the client by this node's name. */
+		alias = e->origin;
+		ret = icmp_rewrite_quoted(ctx, p, in, DESTINATION, &alias, e->origin_port);
+		return ret || !addr_eq(&p->src, &client) ? ret : rewrite_source(ctx, p, &alias, 0);
+	}
+	if (!addr_eq(&nat, &client))
+		return NEXT;
 	alias = p->v6 ? *(struct addr *)&hairpin_v6 : *(struct addr *)&hairpin_v4;
 	ret = icmp_rewrite_quoted(ctx, p, in, DESTINATION, &alias, in->dport);
 	return ret ?: rewrite_source(ctx, p, &alias, 0);
@@ -165,8 +174,10 @@ RARELY int icmp_translate(ctx_t *ctx, struct pkt *p)
 		quoted_dst = in->dst;
 		if (!addr_zero(&nat)) {
 			ret = icmp_rewrite_quoted(ctx, p, in, DESTINATION, &nat, nat_port);
-			if (!ret && addr_eq(&p->src, &quoted_dst))
+			if (!ret && addr_eq(&p->src, &quoted_dst)) {
 				ret = rewrite_source(ctx, p, &nat, 0);
+				p->flags |= PKT_RENAMED;
+			}
 			if (ret)
 				return ret;
 		}
@@ -313,8 +324,11 @@ RARELY int refuse_tcp(ctx_t *ctx, struct pkt *p)
 	return TO_SENDER;
 }
 
-/* RFC 792 type 3 code 3 / RFC 4443 type 1 code 4, quoting the header and 8 bytes. */
-RARELY int refuse_unreachable(ctx_t *ctx, struct pkt *p)
+/*
+ * RFC 792 type 3 code 3 / RFC 4443 type 1 code 4, quoting the header and 8 bytes;
+ * with an MTU what says that the packet is longer (type 3 code 4, type 2).
+ */
+RARELY int refuse_unreachable(ctx_t *ctx, struct pkt *p, __u32 mtu)
 {
 	__u32 l3_len, quoted;
 	__u8 icmp[8] = {};
@@ -334,6 +348,12 @@ RARELY int refuse_unreachable(ctx_t *ctx, struct pkt *p)
 		return -DROP_REWRITE;
 	icmp[0] = p->v6 ? ICMPV6_DEST_UNREACH : ICMP_DEST_UNREACH;
 	icmp[1] = p->v6 ? ICMPV6_PORT_UNREACH : ICMP_PORT_UNREACH;
+	if (mtu) {
+		icmp[0] = p->v6 ? ICMPV6_PACKET_TOO_BIG : ICMP_DEST_UNREACH;
+		icmp[1] = p->v6 ? 0 : ICMP_FRAG_NEEDED;
+		/* 32 bits of RFC 4443, 3.2, and of RFC 1191, 4, where the first half is zero. */
+		*(__be32 *)(icmp + 4) = bpf_htonl(mtu);
+	}
 	eth = pkt_at(ctx, 0, sizeof(*eth));
 	if (!eth)
 		return -DROP_REWRITE;
@@ -388,15 +408,19 @@ ALWAYS int is_icmp_error(const struct pkt *p)
 	return p->flags & PKT_ICMP_ERROR;
 }
 
-/* Nobody answers here: say so at once instead of letting the client time out. */
+/* Nobody answers here, or by here: say so at once instead of letting the client time out. */
 ALWAYS int refuse(ctx_t *ctx, struct pkt *p, int verdict)
 {
-	if (verdict != -DROP_NO_BACKEND && verdict != -DROP_NO_PORT)
+	__u32 mtu = 0;
+
+	if (verdict == -DROP_TOO_BIG)
+		mtu = wire_mtu();
+	else if (verdict != -DROP_NO_BACKEND && verdict != -DROP_NO_PORT)
 		return verdict;
 	count_drop(p, -verdict);
-	if (p->proto == IPPROTO_TCP)
+	if (!mtu && p->proto == IPPROTO_TCP)
 		return refuse_tcp(ctx, p);
-	return refuse_unreachable(ctx, p);
+	return refuse_unreachable(ctx, p, mtu);
 }
 
 #endif

@@ -14,8 +14,10 @@
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETERPROB 12
 #define ICMP_PORT_UNREACH 3
+#define ICMP_FRAG_NEEDED 4
 #define ICMPV6_DEST_UNREACH 1
 #define ICMPV6_PORT_UNREACH 4
+#define ICMPV6_PACKET_TOO_BIG 2
 #define ICMPV6_ECHO_REQUEST 128
 #define ICMPV6_ECHO_REPLY 129
 
@@ -302,7 +304,7 @@ ALWAYS int pkt_parse(ctx_t *ctx, struct pkt *p)
 
 	p->len = ctx_len(ctx);
 	p->l3 = ETH_HLEN;
-	if (ctx->vlan_present)
+	if (ctx_tagged(ctx))
 		return -DROP_VLAN_TAG;
 	eth = pkt_at(ctx, 0, sizeof(*eth));
 	if (!eth)

@@ -22,6 +22,7 @@ enum verdict {
 	TO_POD,		/* into p->to's interface */
 	SWALLOWED,	/* dropped, and counted already */
 	TO_SENDER,	/* our own answer, back into the interface it came from */
+	TO_WIRE,	/* out of p->to's interface, to whatever neighbour leads on */
 };
 
 enum pkt_flags {
@@ -35,6 +36,8 @@ enum pkt_flags {
 	PKT_OWNED = 1 << 7,		/* by a live socket with storage */
 	PKT_AFTER_OWNER = 1 << 8,	/* TCP: the kernel sends it for a socket that is no more */
 	PKT_STRAY = 1 << 9,		/* of no flow that is known, and so of none that was allowed */
+	PKT_RENAMED = 1 << 10,		/* its source is a service's address, which the stack takes from no device */
+	PKT_SNAT = 1 << 11,		/* the backend sees the node instead of the client */
 };
 
 struct pkt {
@@ -50,7 +53,7 @@ struct pkt {
 	__u16 l3, l4;		/* offsets */
 	__u16 from_id, to_id;	/* endpoint ids, 0: not here */
 	__u32 len;		/* of the frame, bytes */
-	__u32 to_ifindex;	/* set with TO_POD */
+	__u32 to_ifindex;	/* set with TO_POD and TO_WIRE */
 	__u32 backend, backend_generation;
 	__u32 service;		/* set when sent_dst is a frontend that was translated */
 	__u32 generation;	/* of mooring_shared when the walk began */

@@ -4,44 +4,10 @@
 #define MOORING_SERVICE_H
 
 #include "config.h"
-#include "backend.h"
+#include "choice.h"
 #include "conntrack.h"
 #include "socket.h"
 #include "icmp.h"
-
-#define BACKEND_TRIES 4
-
-/* sessionAffinity: ClientIP: the client's last backend, while it takes new flows. */
-ALWAYS struct backend *svc_affine(const struct svc *s, const struct pkt *p, __u32 *index)
-{
-	struct affinity_key key = { .client = p->src, .service = s->id };
-	struct affinity *a;
-	struct backend *b;
-
-	if (!s->affinity_seconds)
-		return NULL;
-	a = bpf_map_lookup_elem(&mooring_affinity, &key);
-	if (!a || bpf_jiffies64() - a->seen > s->affinity_seconds * jiffies_per_second)
-		return NULL;
-	b = backend_of(a->backend, a->backend_generation);
-	if (!b || b->state != BACKEND_ACTIVE)
-		return NULL;
-	*index = a->backend;
-	return b;
-}
-
-ALWAYS void svc_remember_affinity(const struct svc *s, const struct pkt *p, const struct addr *client)
-{
-	struct affinity_key key = { .client = *client, .service = s->id };
-	struct affinity a = {
-		.seen = bpf_jiffies64(),
-		.backend = p->backend,
-		.backend_generation = p->backend_generation,
-	};
-
-	if (s->affinity_seconds)
-		bpf_map_update_elem(&mooring_affinity, &key, &a, BPF_ANY);
-}
 
 /* Make the destination the backend; a pod that is its own backend sees another client address. */
 ALWAYS int svc_rewrite(ctx_t *ctx, struct pkt *p, const struct addr *addr, __be16 port)
@@ -62,18 +28,6 @@ ALWAYS int svc_rewrite(ctx_t *ctx, struct pkt *p, const struct addr *addr, __be1
 
 		return rewrite_source(ctx, p, &alias, p->sport);
 	}
-}
-
-/* Find the flow as it will be on the wire to this backend. */
-ALWAYS struct ct_entry *svc_flow(const struct pkt *p, const struct addr *addr, __be16 port)
-{
-	struct ct_key key;
-	struct addr src = p->src;
-
-	if (addr_eq(addr, &p->src))
-		src = p->v6 ? *(struct addr *)&hairpin_v6 : *(struct addr *)&hairpin_v4;
-	ct_flow_key(&key, &src, p->sport, addr, port, p->proto);
-	return ct_at(&key);
 }
 
 /* Remember the decision that p holds, for packets that have no socket to remember it. */
@@ -284,8 +238,10 @@ ALWAYS int svc_untranslate(ctx_t *ctx, struct pkt *p)
 	nat_port = e->nat_port;
 	origin = e->origin;
 	origin_port = e->origin_port;
-	if (!addr_zero(&nat))
+	if (!addr_zero(&nat)) {
 		ret = rewrite(ctx, p, SOURCE, &nat, nat_port);
+		p->flags |= PKT_RENAMED;
+	}
 	if (!ret && !addr_zero(&origin))
 		ret = rewrite_destination(ctx, p, &origin, origin_port);
 	p->flow = e;	/* which the verifier forgot over the call */

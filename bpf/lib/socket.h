@@ -147,7 +147,7 @@ ALWAYS int socket_forward(ctx_t *ctx, struct pkt *p)
 	if (ret)
 		return ret;
 	if (!c->to_ifindex)
-		return TO_STACK;
+		return c->renamed ? wire_leave(ctx, p) : TO_STACK;
 	ret = hop(ctx, p);
 	if (ret)
 		return ret;
@@ -320,6 +320,7 @@ RARELY int socket_remember(ctx_t *ctx, struct pkt *p)
 	c->to_sport = p->sport;
 	c->to_dport = p->dport;
 	c->proto = p->proto;
+	c->renamed = !p->to_id && (p->flags & PKT_RENAMED);
 	c->ifindex = ctx->ifindex;
 	c->addresses = sum_fold((__u64)addr_diff(&c->src, &c->to_src, p->v6) + addr_diff(&c->dst, &c->to_dst, p->v6));
 	c->ports = sum_fold((__u64)port_diff(c->sport, c->to_sport) + port_diff(c->dport, c->to_dport));
@@ -339,8 +340,8 @@ RARELY int socket_remember(ctx_t *ctx, struct pkt *p)
 	if (!from)
 		return 0;
 	__builtin_memcpy(c->mac, from->mac, ETH_ALEN);
-	c->to_ifindex = p->to_ifindex;
-	if (p->to_ifindex) {
+	c->to_ifindex = p->to_id ? p->to_ifindex : 0;
+	if (c->to_ifindex) {
 		addr = p->dst;
 		to = bpf_map_lookup_elem(&mooring_endpoints, &addr);
 		if (!to)

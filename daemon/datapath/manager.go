@@ -40,6 +40,7 @@ type Manager struct {
 	*policies
 	*host
 	*overlay
+	*north
 
 	bpf *bpf.Datapath
 	log *slog.Logger
@@ -51,7 +52,13 @@ func New(opts Options) (*Manager, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	d, err := bpf.Load(bpf.Options{BPFFS: opts.BPFFS, MaxEntries: opts.MaxEntries, Hook: opts.Hook, Policy: opts.Policy, Cgroup: opts.Cgroup})
+	ports, err := snatPorts(opts.NodePortFirst, opts.NodePortLast)
+	if err != nil {
+		return nil, err
+	}
+	d, err := bpf.Load(bpf.Options{
+		BPFFS: opts.BPFFS, MaxEntries: opts.MaxEntries, Hook: opts.Hook, Policy: opts.Policy, Cgroup: opts.Cgroup, SNATPorts: ports,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -61,6 +68,7 @@ func New(opts Options) (*Manager, error) {
 	m.reaper.namespaces = m.endpoints.namespaces
 	m.events = &events{bpf: d, log: opts.Log}
 	m.overlay = &overlay{bpf: d}
+	m.north = &north{bpf: d, log: opts.Log, attached: make(map[string]int), first: true}
 	m.policies = &policies{bpf: d, written: make(map[policy.ID][]bpf.ProfileKey)}
 	m.services, err = adoptServices(d, m.reaper)
 	if err == nil {
@@ -100,8 +108,8 @@ func (m *Manager) Hook() api.HookStatus {
 	return api.HookStatus{Mode: m.bpf.Hook.Mode, Reason: m.bpf.Hook.Reason}
 }
 
-// XDP is the mode of each uplink.
-func (m *Manager) XDP() []api.XDPStatus { return nil }
+// Problems are what of the datapath does not work, while the rest does.
+func (m *Manager) Problems() []string { return append(m.host.Problems(), m.north.trouble()...) }
 
 // Drops counts dropped packets since the maps were made.
 func (m *Manager) Drops() (map[api.Drop]api.DropCount, error) {
@@ -130,4 +138,4 @@ func (m *Manager) Drops() (map[api.Drop]api.DropCount, error) {
 }
 
 // Cleanup removes the datapath's pins, and with them what is attached by them.
-func Cleanup(bpffs string) error { return bpf.Remove(bpffs) }
+func Cleanup(bpffs string) error { return errors.Join(bpf.Remove(bpffs), bpf.DetachUplinks()) }

@@ -266,6 +266,7 @@ func (d *daemon) followNode(ctx context.Context) error {
 		case <-ticker.C:
 		}
 		uplinks := d.machine.Uplinks()
+		d.kernel.SetUplinks(wires(d.config, uplinks))
 		if now := nodeContext(d.config, uplinks); !reflect.DeepEqual(now, d.where) {
 			d.services.moved(now)
 			d.where = now

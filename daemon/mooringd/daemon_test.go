@@ -147,10 +147,11 @@ func (k *fakeKernel) Events(ctx context.Context) (<-chan api.Event, error) {
 	}()
 	return events, nil
 }
-func (k *fakeKernel) Hook() api.HookStatus          { return k.hook }
-func (k *fakeKernel) XDP() []api.XDPStatus          { return nil }
-func (k *fakeKernel) Problems() []string            { return nil }
-func (k *fakeKernel) SetNodeAddresses([]netip.Addr) {}
+func (k *fakeKernel) Hook() api.HookStatus                       { return k.hook }
+func (k *fakeKernel) XDP() []api.XDPStatus                       { return nil }
+func (k *fakeKernel) Problems() []string                         { return nil }
+func (k *fakeKernel) SetNodeAddresses([]netip.Addr)              {}
+func (k *fakeKernel) SetUplinks([]datapath.Uplink, []netip.Addr) {}
 func (k *fakeKernel) SetTunnels(string, int, map[netip.Prefix]datapath.Tunnel) error {
 	return nil
 }

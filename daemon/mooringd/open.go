@@ -5,6 +5,7 @@ package main
 import (
 	"log/slog"
 	"math/bits"
+	"net/netip"
 
 	"golang.org/x/sys/unix"
 
@@ -32,7 +33,23 @@ func openDatapath(config conf.Config, uplinks []node.Uplink, log *slog.Logger) (
 		return nil, err
 	}
 	manager.SetNodeAddresses(nodeContext(config, uplinks).Addresses)
+	manager.SetUplinks(wires(config, uplinks))
 	return manager, nil
+}
+
+// wires are the devices that services are reached by from outside, and all
+// addresses of the node. The device of tunnels is one: backends on other nodes answer by it.
+func wires(config conf.Config, uplinks []node.Uplink) (list []datapath.Uplink, addresses []netip.Addr) {
+	for _, u := range uplinks {
+		list = append(list, datapath.Uplink{Name: u.Name, Index: u.Index, Addresses: u.Addresses})
+	}
+	if config.Routing.Mode == "vxlan" {
+		if u, there := node.OverlayUplink(); there {
+			list = append(list, datapath.Uplink{Name: u.Name, Index: u.Index, Addresses: u.Addresses})
+		}
+	}
+	addresses, _ = node.AddressesIn([]netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)})
+	return list, addresses
 }
 
 // tableSize is how many connections a machine with this much memory gets room

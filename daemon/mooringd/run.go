@@ -219,6 +219,7 @@ type kernelSide interface {
 	XDP() []api.XDPStatus
 	Problems() []string
 	SetNodeAddresses([]netip.Addr)
+	SetUplinks(uplinks []datapath.Uplink, addresses []netip.Addr)
 	SetTunnels(device string, index int, wanted map[netip.Prefix]datapath.Tunnel) error
 }
 

@@ -169,6 +169,26 @@ func ensureOverlayAddresses(link netlink.Link, own []netip.Prefix) error {
 	return nil
 }
 
+// OverlayUplink is the device, and the node's own addresses among the pods', as
+// far as they are there.
+func OverlayUplink() (u Uplink, there bool) {
+	link, err := overlayLink()
+	if err != nil || link == nil {
+		return u, false
+	}
+	u = Uplink{Name: OverlayDevice, Index: link.Attrs().Index, MTU: link.Attrs().MTU}
+	addresses, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return u, false
+	}
+	for _, a := range addresses {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok && !ip.IsLinkLocalUnicast() {
+			u.Addresses = append(u.Addresses, ip.Unmap())
+		}
+	}
+	return u, true
+}
+
 // overlayLink is the device, or nil.
 func overlayLink() (netlink.Link, error) {
 	link, err := netlink.LinkByName(OverlayDevice)

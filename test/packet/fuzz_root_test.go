@@ -73,7 +73,7 @@ func invariants(t *testing.T, n *Node, program *ebpf.Program, pod *Pod, frame []
 	if len(frame) < 14 || len(frame) > 4000 {
 		return
 	}
-	verdict, out, err := n.RunRaw(program, pod, frame, 0)
+	verdict, out, err := n.RunRaw(program, pod.Ifindex, frame, 0)
 	if errors.Is(err, unix.EINVAL) && len(frame) < 14+40 {
 		return // newer kernels run no program on less than an IP header
 	}

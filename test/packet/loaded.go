@@ -31,7 +31,7 @@ var kept = map[Options][]*loaded{}
 // emptied.
 func (n *Node) load(t testing.TB, o Options) *bpf.Datapath {
 	t.Helper()
-	options := bpf.Options{BPFFS: n.BPFFS, MaxEntries: o.MaxEntries, Policy: o.Policy, Hook: o.Hook, Cgroup: o.Cgroup, NoCache: o.NoCache}
+	options := bpf.Options{BPFFS: n.BPFFS, MaxEntries: o.MaxEntries, Policy: o.Policy, Hook: o.Hook, Cgroup: o.Cgroup, SNATPorts: o.SNATPorts, NoCache: o.NoCache}
 	if !inGuest() {
 		d, err := bpf.Load(options)
 		if err != nil {

@@ -57,7 +57,7 @@ func TestTruncatedAtEveryByte(t *testing.T) {
 				for size := 14; size < len(frame); size++ {
 					for hook, run := range map[string]func(testing.TB, *Pod, []byte) Result{"from": n.FromRaw, "to": n.ToRaw} {
 						// Newer kernels run no program on less than an IP header; packet sockets send it all the same.
-						_, _, err := n.RunRaw(n.ToContainer, client, frame[:size], 0)
+						_, _, err := n.RunRaw(n.ToContainer, client.Ifindex, frame[:size], 0)
 						if errors.Is(err, unix.EINVAL) && size < len(frame)-len(p.Layer3())+header(v6) {
 							continue
 						}

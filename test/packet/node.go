@@ -41,7 +41,8 @@ type Options struct {
 	Policy     bool   // enforce network policies: a pod is closed until something is said of it
 	Hook       string // conntrack.hook; empty: off
 	Cgroup     string // where the hook for close() attaches
-	NoCache    bool   // see bpf.Options
+	SNATPorts  bpf.PortRange
+	NoCache    bool // see bpf.Options
 }
 
 // NewNode makes a node in namespaces of its own, with an uplink to n.Outside.
@@ -53,6 +54,7 @@ func NewNode(t testing.TB, options ...Options) *Node {
 	}
 	n := &Node{Node: netns.NewNode(t)}
 	n.Datapath = n.load(t, o)
+	n.addresses(t)
 	n.changed(t)
 	pins, err := filepath.Glob(filepath.Join(n.BPFFS, "v*", "maps", "mooring_ct*"))
 	if err != nil {
@@ -69,6 +71,16 @@ func NewNode(t testing.TB, options ...Options) *Node {
 		}
 	}
 	return n
+}
+
+// addresses tells the programs which addresses are the node's.
+func (n *Node) addresses(t testing.TB) {
+	t.Helper()
+	uplink := uint32(n.Link(t, netns.Uplink).Attrs().Index)
+	put(t, n.Uplinks, uplink, bpf.Uplink{V4: bpf.ToAddr(n.IP), V6: bpf.ToAddr(n.IP6)})
+	for _, a := range []netip.Addr{n.IP, n.IP6} {
+		put(t, n.NodeAddresses, bpf.ToAddr(a), uint32(1))
+	}
 }
 
 // changed makes sockets forget what they decided on the maps as they were.
@@ -207,6 +219,10 @@ func (n *Node) Service(t testing.TB, proto uint8, frontend netip.AddrPort, backe
 		s.Backends = append(s.Backends, n.backend(t, proto, b))
 	}
 	s.Choose(t, s.Backends...)
+	if frontend.Addr() == n.IP || frontend.Addr() == n.IP6 {
+		s.Change(t, func(v *bpf.Service) { v.Flags |= bpf.ServiceExternal })
+		return s // a node port: the address is used for other things as well
+	}
 	put(t, n.Services, bpf.ServiceKey{Addr: bpf.ToAddr(frontend.Addr())}, bpf.Service{Id: ^uint32(0), Flags: bpf.ServiceAddress})
 	return s
 }

@@ -367,7 +367,7 @@ func TestEvictedEntriesDoNotLeadAstray(t *testing.T) {
 			from := client.At(v6, 2000+port)
 			frame := Segment(from, vip, SYN)
 			frame.From, frame.To = client.MAC, client.HostMAC
-			verdict, _, err := n.RunRaw(n.FromContainer, client, frame.Bytes(), 0)
+			verdict, _, err := n.RunRaw(n.FromContainer, client.Ifindex, frame.Bytes(), 0)
 			if err != nil || verdict != Redirect {
 				t.Fatalf("connection %d of a full table: verdict %d, %v", port, verdict, err)
 			}

@@ -1,0 +1,353 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Services reached from beyond the uplinks. A packet to a frontend finds its
+ * backend in the entry of the service; an established flow needs no other. What
+ * comes back, to a pod that began or to the node that stood in for a client, finds the entry of its flow.
+ */
+#ifndef MOORING_NORTH_H
+#define MOORING_NORTH_H
+
+#include "choice.h"
+#include "forward.h"
+#include "policy.h"
+#include "snat.h"
+#include "way.h"
+
+/* How long the flow's entry may wait for news of packets that only the service's has seen. */
+#define NORTH_SYNC (4 * jiffies_per_second)
+
+ALWAYS int north_own_address(const struct addr *a)
+{
+	struct addr key = *a;
+
+	return !!bpf_map_lookup_elem(&mooring_node_addresses, &key);
+}
+
+/* RFC 6890: loopback, "this" network and multicast are nobody's source; and nobody outside is this node or one of its pods. */
+ALWAYS int north_martian(const struct pkt *p)
+{
+	struct addr src = p->src;
+
+	if (addr_mapped(&src)) {
+		__u8 net = src.b[12];
+
+		if (net == 0 || net == 127 || net >= 224)
+			return 1;
+	} else if (src.b[0] == 0xff || (!words(&src)[0] && words(&src)[1] <= bpf_cpu_to_be64(1))) {
+		return 1;
+	}
+	return bpf_map_lookup_elem(&mooring_endpoints, &src) || north_own_address(&src);
+}
+
+ALWAYS int north_admits(const struct svc *s, const struct pkt *p)
+{
+	struct source_range_key key = { .prefixlen = 8 * (sizeof(key.service) + sizeof(key.addr)), .service = s->id };
+
+	__builtin_memcpy(key.addr, p->src.b, sizeof(key.addr));
+	return !!bpf_map_lookup_elem(&mooring_source_ranges, &key);
+}
+
+/* The same for the same ends on every node (an avalanche after MurmurHash3's finalizer). */
+ALWAYS __u32 north_hash(const struct pkt *p)
+{
+	__u64 h = words(&p->src)[0];
+
+	h = h * 0x9e3779b97f4a7c15ull + words(&p->src)[1];
+	h = h * 0x9e3779b97f4a7c15ull + words(&p->dst)[0];
+	h = h * 0x9e3779b97f4a7c15ull + words(&p->dst)[1];
+	h = h * 0x9e3779b97f4a7c15ull + ((__u64)p->sport << 32 | (__u64)p->dport << 16 | p->proto);
+	h ^= h >> 33;
+	h *= 0xff51afd7ed558ccdull;
+	h ^= h >> 33;
+	h *= 0xc4ceb9fe1a85ec53ull;
+	return h >> 32;
+}
+
+/* The try-th choice among the backends for clients outside. */
+ALWAYS __u32 north_pick(const struct svc *s, const struct pkt *p, __u32 try)
+{
+	__u32 index, *backend;
+
+	if (!(s->flags & SVC_F_MAGLEV))
+		return svc_pick(&s->external);
+	index = s->external.first + (north_hash(p) + try) % s->external.count;
+	backend = bpf_map_lookup_elem(&mooring_slots, &index);
+	return backend ? *backend : 0;
+}
+
+/* Whether the backend is a pod of this node, or the node itself. */
+ALWAYS int north_local(const struct backend *b, struct north_way *w)
+{
+	struct addr addr = b->addr;
+
+	if (bpf_map_lookup_elem(&mooring_endpoints, &addr))
+		return 1;
+	if (!north_own_address(&addr))
+		return 0;
+	w->flags |= WAY_HOST;
+	return 1;
+}
+
+/* Remember the decision that p and w hold. */
+ALWAYS int north_remember(struct pkt *p, const struct north_way *w)
+{
+	struct ct_draft *d = ct_draft();
+	struct ct_entry *e;
+
+	if (!d)
+		return -DROP_CONNTRACK_FULL;
+	e = &d->entry;
+	ct_svc_key(&d->key, p);
+	e->seen = bpf_jiffies64();
+	e->packets[0] = 1;
+	e->bytes[0] = p->len;
+	e->nat = w->to;
+	e->nat_port = w->to_port;
+	if (p->flags & PKT_SNAT) {
+		e->origin = w->from;
+		e->origin_port = w->from_port;
+	}
+	e->backend = p->backend;
+	e->backend_generation = p->backend_generation;
+	e->service = p->service;
+	if (p->proto == IPPROTO_TCP && !tcp_opens(p))
+		e->state = CT_ESTABLISHED;
+	return ct_put(d);
+}
+
+/* A new flow from outside: choose a backend, and remember the choice. */
+RARELY int north_open(ctx_t *ctx, struct pkt *p, struct north_way *w)
+{
+	struct ct_entry *taken;
+	struct backend *b;
+	struct svc *s;
+	int ret;
+
+	if (!p || !w)
+		return -DROP_CONNTRACK_FULL;
+	s = svc_find(&p->dst, p->dport, p->proto);
+	if (!s)
+		return -DROP_NO_PORT;
+	if (north_martian(p))
+		return -DROP_MARTIAN;
+	if ((s->flags & SVC_F_SOURCE_RANGES) && !north_admits(s, p))
+		return -DROP_SOURCE_RANGE;
+	if (!s->external.count)
+		return s->flags & SVC_F_EXTERNAL_LOCAL ? -DROP_NO_LOCAL_BACKEND : -DROP_NO_BACKEND;
+
+	b = svc_affine(s, p, &p->backend);
+	for (int i = 0; i < BACKEND_TRIES; i++) {
+		if (!b) {
+			p->backend = north_pick(s, p, i);
+			b = backend_at(p->backend);
+			if (!b)
+				return -DROP_NO_BACKEND;
+		}
+		w->flags = 0;
+		if (!north_local(b, w)) {
+			/* Where the client was sent before the policy was Local is no place for it any more. */
+			if (!(s->flags & SVC_F_EXTERNAL_LOCAL)) {
+				p->flags |= PKT_SNAT;
+				goto chosen;
+			}
+		} else {
+			/* The client may have another live flow to this backend on the same ports. */
+			taken = svc_flow(p, &b->addr, b->port);
+			if (!taken)
+				w->flags |= WAY_FRESH;
+			if (!taken || flow_over(taken) || (taken->service == s->id && taken->nat_port == p->dport))
+				goto chosen;
+		}
+		b = NULL;
+	}
+	return -DROP_TUPLE_COLLISION;
+chosen:
+	p->backend_generation = b->generation;
+	p->service = s->id;
+	w->from = p->src;
+	w->from_port = p->sport;
+	w->to = b->addr;
+	w->to_port = b->port;
+	w->packets = 0;
+	svc_remember_affinity(s, p, &p->src);
+	if (p->flags & PKT_SNAT) {
+		ret = snat_open(ctx, p, w);
+		if (ret)
+			return ret;
+	}
+	return north_remember(p, w);
+}
+
+/* The way of a flow that has one, unless it begins anew. */
+ALWAYS int north_continue(struct pkt *p, struct north_way *w)
+{
+	struct ct_entry *e;
+	struct ct_key key;
+
+	ct_svc_key(&key, p);
+	e = ct_at(&key);
+	if (!e || !backend_of(e->backend, e->backend_generation))
+		return NEXT;
+	/* A pod of this node does not come from outside. */
+	if (e->flags & CT_F_EGRESS)
+		return -DROP_MARTIAN;
+	if (tcp_opens(p) && e->state != CT_NEW)
+		return NEXT;
+	__sync_fetch_and_add(&e->packets[0], 1);
+	__sync_fetch_and_add(&e->bytes[0], p->len);
+	e->seen = bpf_jiffies64();
+	w->to = e->nat;
+	w->to_port = e->nat_port;
+	w->packets = e->packets[0];
+	w->bytes = e->bytes[0];
+	w->flags = 0;
+	if (addr_zero(&e->origin)) {
+		w->from = p->src;
+		w->from_port = p->sport;
+	} else {
+		w->from = e->origin;
+		w->from_port = e->origin_port;
+		p->flags |= PKT_SNAT;
+	}
+	p->backend = e->backend;
+	p->backend_generation = e->backend_generation;
+	p->service = e->service;
+	if (e->state == CT_ESTABLISHED && !(e->flags & (CT_F_EMBRYONIC | CT_F_ENDED)) &&
+	    (!policy_enforced || e->policy == p->generation) && (__u32)bpf_jiffies64() - e->confirmed < NORTH_SYNC &&
+	    (p->proto != IPPROTO_TCP || (p->flags & PKT_LATER_FRAGMENT) || !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))))
+		w->flags |= WAY_KNOWN;
+	return NEXT;
+}
+
+/* Find out whether a packet is to a frontend, and its way. Returns NEXT with p->service 0 where it is to none. */
+RARELY int north_decide(ctx_t *ctx, struct pkt *p)
+{
+	struct north_way *w = north_way();
+	struct svc *s;
+	int ret;
+
+	if (!p || !w)
+		return -DROP_NO_BACKEND;
+	if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP)
+		return svc_find(&p->dst, 0, 0) ? -DROP_PROTOCOL : NEXT;
+	ret = north_continue(p, w);
+	if (ret || p->service)
+		return ret;
+	s = svc_find(&p->dst, p->dport, p->proto);
+	if (!s)
+		return svc_find(&p->dst, 0, 0) ? -DROP_NO_PORT : NEXT;
+	if (!(s->flags & SVC_F_EXTERNAL))
+		return NEXT;
+	if (p->proto == IPPROTO_TCP && (p->tcp_flags & TCP_RST))
+		return -DROP_NO_FLOW;
+	return north_open(ctx, p, w);
+}
+
+/* The flow's entry has been heard, and allowed: until it is asked again the service's entry speaks for it. */
+RARELY int north_settle(struct pkt *p)
+{
+	struct ct_entry *e;
+	struct ct_key key;
+
+	if (!p)
+		return 0;
+	key.addr[0] = p->sent_src;
+	key.addr[1] = p->sent_dst;
+	key.port[0] = p->sent_sport;
+	key.port[1] = p->sent_dport;
+	key.proto = p->proto;
+	key.type = CT_SVC;
+	key.pad = 0;
+	e = ct_at(&key);
+	if (e) {
+		e->policy = p->generation;
+		e->confirmed = bpf_jiffies64();
+	}
+	return 0;
+}
+
+/* What the table knows of the flow takes part, and is told. */
+ALWAYS int north_account(struct pkt *p, const struct north_way *w)
+{
+	int ret;
+
+	p->flow = NULL;
+	if (!(w->flags & WAY_FRESH))
+		ct_lookup(p);
+	/* Left by an earlier flow on these ports: made again with today's names. */
+	if (p->flow && (p->flow->service != p->service || p->flow->nat_port != p->sent_dport))
+		p->flow = NULL;
+	ret = policy_check(p) ?: ct_commit(p);
+	if (!ret && !(w->flags & WAY_FRESH))
+		north_settle(p);
+	return ret;
+}
+
+/* A client's packet goes to its backend. */
+ALWAYS int north_forward(ctx_t *ctx, struct pkt *p, struct north_way *w)
+{
+	__u32 known = w->flags & WAY_KNOWN, host = w->flags & WAY_HOST;
+	int ret;
+
+	if (!hop_left(ctx, p))
+		return TO_STACK;
+	ret = way_take(ctx, p, w);
+	if (ret)
+		return ret;
+	if (!known) {
+		ret = north_account(p, w);
+		if (ret)
+			return ret;
+	}
+	if (host)
+		return TO_STACK;
+	return p->flags & PKT_SNAT ? wire_leave(ctx, p) : forward(ctx, p);
+}
+
+/* Where an answer to this node, which stood in for a client, goes: found before the packet is changed. */
+RARELY int north_back(ctx_t *ctx, struct pkt *p)
+{
+	struct north_way *w = north_way();
+	int ret;
+
+	if (!p || !w)
+		return -DROP_NO_ROUTE;
+	ret = wire_route(ctx, p, &w->to);
+	if (ret == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return -DROP_TOO_BIG;
+	return wire_routed(ret) ? NEXT : -DROP_NO_ROUTE;
+}
+
+/* What is not to a frontend: an answer to a pod's flow through one, or to a client that this node stands in for. */
+ALWAYS int north_backward(ctx_t *ctx, struct pkt *p, struct north_way *w)
+{
+	struct ct_entry *e;
+	int ret;
+
+	ct_lookup(p);
+	e = p->flow;
+	if (!e || !(p->flags & PKT_REPLY) || addr_zero(&e->nat))
+		return TO_STACK;
+	if (!hop_left(ctx, p))
+		return TO_STACK;
+	w->from = e->nat;
+	w->from_port = e->nat_port;
+	w->to = p->dst;
+	w->to_port = p->dport;
+	if (!addr_zero(&e->origin)) {
+		w->to = e->origin;
+		w->to_port = e->origin_port;
+		ret = north_back(ctx, p);
+		if (ret)
+			return ret;
+		p->flow = e;
+		p->flags |= PKT_SNAT;
+	}
+	ret = policy_check(p) ?: way_take(ctx, p, w) ?: ct_commit(p);
+	if (ret)
+		return ret;
+	p->flags |= PKT_RENAMED;
+	return forward(ctx, p);
+}
+
+#endif

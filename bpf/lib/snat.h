@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* To a backend on another node as from this one, so that its answers come back here. */
+#ifndef MOORING_SNAT_H
+#define MOORING_SNAT_H
+
+#include "choice.h"
+#include "way.h"
+#include "wire.h"
+
+/* With nine ports of ten taken, one packet in thirty of those that begin a flow finds none. */
+#define SNAT_TRIES 32
+
+/* Ports of the node that nothing else takes: a flow to one is an answer to what was sent from it, or nobody's. */
+ALWAYS int snat_port(__be16 port)
+{
+	return (__u16)(bpf_ntohs(port) - snat_port_first) < snat_ports;
+}
+
+/* The node's address by which the backends beyond a device know it. */
+ALWAYS struct addr *snat_address(__u32 ifindex, int v6)
+{
+	__u32 any = 0;
+	struct uplink *u = bpf_map_lookup_elem(&mooring_uplinks, &ifindex);
+	struct addr *a;
+
+	if (!u)
+		u = bpf_map_lookup_elem(&mooring_uplinks, &any);
+	if (!u)
+		return NULL;
+	a = v6 ? &u->v6 : &u->v4;
+	return addr_zero(a) ? NULL : a;
+}
+
+/*
+ * Take a port for the packet's flow to the backend in w, and make the flow's entry
+ * in the same step: two flows that begin at once never get one port. A port with an
+ * entry is not taken, even if that flow is over: the backend may still wait for its last packets.
+ */
+RARELY int snat_open(ctx_t *ctx, struct pkt *p, struct north_way *w)
+{
+	struct ct_draft *d = ct_draft();
+	struct addr *from;
+	__u32 port;
+	int ret;
+
+	if (!p || !w || !d)
+		return -DROP_CONNTRACK_FULL;
+	ret = wire_route(ctx, p, &w->to);
+	if (ret == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return -DROP_TOO_BIG;
+	from = wire_routed(ret) ? snat_address(wire_ifindex(), p->v6) : NULL;
+	if (!from)
+		return -DROP_NO_ROUTE;
+	w->from = *from;
+	d->entry.seen = bpf_jiffies64();
+	d->entry.nat = p->dst;
+	d->entry.nat_port = p->dport;
+	d->entry.origin = p->src;
+	d->entry.origin_port = p->sport;
+	d->entry.backend = p->backend;
+	d->entry.backend_generation = p->backend_generation;
+	d->entry.service = p->service;
+	d->entry.policy = p->generation;
+	d->entry.life = bpf_get_prandom_u32() & ~CT_LIFE_CLAIMED;
+	if (p->proto == IPPROTO_TCP && !tcp_opens(p))
+		d->entry.state = CT_ESTABLISHED;
+	port = bpf_get_prandom_u32();
+	for (int i = 0; i < SNAT_TRIES; i++, port++) {
+		long err;
+
+		w->from_port = bpf_htons(snat_port_first + port % snat_ports);
+		d->entry.flags = CT_F_EMBRYONIC;
+		if (ct_flow_key(&d->key, &w->from, w->from_port, &w->to, w->to_port, p->proto))
+			d->entry.flags |= CT_F_INITIATOR_HIGH;
+		if (bpf_map_lookup_elem(&mooring_ct, &d->key))
+			continue;
+		err = bpf_map_update_elem(&mooring_ct_embryonic, &d->key, &d->entry, BPF_NOEXIST);
+		if (!err) {
+			ct_count(CT_STAT_CREATED);
+			return NEXT;
+		}
+		if (err != -EEXIST) {
+			ct_count_failure(CT_STAT_INSERT_FAILED, err);
+			return -DROP_CONNTRACK_FULL;
+		}
+	}
+	return -DROP_SNAT_PORTS;
+}
+
+#endif

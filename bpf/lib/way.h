@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What becomes of a packet's two ends at an uplink: decided first, then done in one step. */
+#ifndef MOORING_WAY_H
+#define MOORING_WAY_H
+
+#include "rewrite.h"
+
+enum way_flags {
+	WAY_KNOWN = 1 << 0,	/* the service's entry says it all: the flow's own is not asked */
+	WAY_FRESH = 1 << 1,	/* the flow has no entry yet */
+	WAY_HOST = 1 << 2,	/* a process of this node itself is the backend */
+};
+
+struct north_way {
+	struct addr from, to;
+	__be16 from_port, to_port;
+	__u32 flags;		/* enum way_flags */
+	__u64 packets, bytes;	/* of the client, as the service's entry counted them */
+};
+
+/* The stack of a program is 512 bytes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct north_way);
+} north_ways SEC(".maps");
+
+ALWAYS struct north_way *north_way(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&north_ways, &zero);
+}
+
+/* Give the packet the ends that w has. */
+ALWAYS int way_take(ctx_t *ctx, struct pkt *p, const struct north_way *w)
+{
+	int has_ports = p->proto == IPPROTO_TCP || p->proto == IPPROTO_UDP;
+	__u32 sum = l4_checksum(p);
+	__wsum addresses, ports = 0;
+
+	addresses = sum_fold((__u64)addr_diff(&p->src, &w->from, p->v6) + addr_diff(&p->dst, &w->to, p->v6));
+	if (p->v6) {
+		struct ipv6hdr *ip = pkt_at(ctx, p->l3, sizeof(*ip));
+
+		if (!ip)
+			return -DROP_REWRITE;
+		__builtin_memcpy(&ip->saddr, w->from.b, 16);
+		__builtin_memcpy(&ip->daddr, w->to.b, 16);
+	} else {
+		struct iphdr *ip = pkt_at(ctx, p->l3, sizeof(*ip));
+
+		if (!ip)
+			return -DROP_REWRITE;
+		ip->saddr = addr_v4(&w->from);
+		ip->daddr = addr_v4(&w->to);
+		ip->check = csum_add_diff(ip->check, addresses);
+	}
+	if (has_ports && !(p->flags & PKT_LATER_FRAGMENT)) {
+		__be16 *h = pkt_at(ctx, p->l4, 4);
+
+		if (!h)
+			return -DROP_REWRITE;
+		h[0] = w->from_port;
+		h[1] = w->to_port;
+		ports = port_diff(p->sport, w->from_port) + port_diff(p->dport, w->to_port);
+	}
+	if (sum && sum_update(ctx, sum, addresses, ports, p->proto == IPPROTO_UDP))
+		return -DROP_REWRITE;
+	p->src = w->from;
+	p->dst = w->to;
+	if (has_ports) {
+		p->sport = w->from_port;
+		p->dport = w->to_port;
+	}
+	return NEXT;
+}
+
+#endif

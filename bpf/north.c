@@ -1,0 +1,85 @@
+//go:build ignore
+
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* The hook on each uplink. */
+#include "lib/config.h"
+#include "lib/parse.h"
+#include "lib/conntrack.h"
+#include "lib/policy.h"
+#include "lib/icmp.h"
+#include "lib/north.h"
+#include "lib/finish.h"
+
+/* Whether the packet's destination is any of our business, where it is not known to be right. */
+ALWAYS int wire_concerns(const struct pkt *p)
+{
+	struct addr dst = p->dst;
+
+	return svc_find(&dst, 0, 0) || bpf_map_lookup_elem(&mooring_endpoints, &dst);
+}
+
+/* What is to no pod and no service of ours is left to the stack, right or not. */
+static __noinline int wire_parse(ctx_t *ctx, struct pkt *p)
+{
+	int ret;
+
+	if (!p)
+		return TO_STACK;
+	ret = pkt_parse(ctx, p);
+	if (ret == -DROP_VLAN_TAG || ret == -DROP_ETHERTYPE)
+		return TO_STACK;
+	return ret >= 0 || addr_zero(&p->dst) || wire_concerns(p) ? ret : TO_STACK;
+}
+
+ALWAYS int wire_flow(ctx_t *ctx, struct pkt *p)
+{
+	struct north_way *w = north_way();
+	int ret;
+
+	if (!w)
+		return TO_STACK;
+	ct_keep(p);				/* conntrack.h  as it was sent                   */
+	ret = north_decide(ctx, p);		/* north.h      to a frontend, to which backend  */
+	if (ret)
+		return ret;
+	if (p->service)
+		return north_forward(ctx, p, w);	/* north.h  client -> backend            */
+	return north_backward(ctx, p, w);	/* north.h      backend -> pod, or client        */
+}
+
+/* An error about a translated flow goes where its packets go. */
+ALWAYS int wire_error(ctx_t *ctx, struct pkt *p)
+{
+	struct addr dst = p->dst;
+	int ret = icmp_translate(ctx, p);
+
+	if (ret)
+		return ret;
+	if ((p->flags & PKT_STRAY) || (addr_eq(&dst, &p->dst) && !(p->flags & PKT_RENAMED)))
+		return TO_STACK;
+	p->flags |= PKT_RENAMED;
+	return forward(ctx, p);
+}
+
+ALWAYS int wire_in(ctx_t *ctx, struct pkt *p)
+{
+	return wire_parse(ctx, p)		/* headers -> p                                  */
+	    ?: (is_icmp_error(p)
+		? wire_error(ctx, p)		/* icmp.h       outside and what is quoted       */
+		: wire_flow(ctx, p));
+}
+
+SEC("tc")
+int from_wire(ctx_t *ctx)
+{
+	struct pkt p = { .direction = FROM_WIRE };
+	int verdict;
+
+	/* What a device in promiscuous mode sees of others' is not for us. */
+	if (ctx->pkt_type != PACKET_HOST)
+		return TC_ACT_UNSPEC;
+	verdict = wire_in(ctx, &p);
+	return finish(ctx, &p, refuse(ctx, &p, verdict));
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

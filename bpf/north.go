@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// On the device of tunnels it has its turn after from_overlay.
+var wireHook = hook{name: "from_wire", attach: ebpf.AttachTCXIngress, after: 1}
+
+// PortRange is a range of ports, both ends included.
+type PortRange struct{ First, Last uint16 }
+
+func (r PortRange) count() uint16 { return r.Last - r.First + 1 }
+
+// What is left below Linux' own ephemeral ports and Kubernetes' node ports.
+var defaultSNATPorts = PortRange{1024, 29999}
+
+// Drop reasons at uplinks.
+const (
+	DropSourceRange = abiDropReasonDROP_SOURCE_RANGE
+	DropMartian     = abiDropReasonDROP_MARTIAN
+	DropSNATPorts   = abiDropReasonDROP_SNAT_PORTS
+	DropTooBig      = abiDropReasonDROP_TOO_BIG
+	DropNoRoute     = abiDropReasonDROP_NO_ROUTE
+	DropDSROption   = abiDropReasonDROP_DSR_OPTION
+)
+
+func (d *Datapath) loadWire(opts Options) error {
+	spec, err := loadNorth()
+	if err != nil {
+		return fmt.Errorf("read the uplinks' programs: %w", err)
+	}
+	if err := d.configure(spec, opts); err != nil {
+		return err
+	}
+	c, err := d.collection(spec, opts)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	d.FromWire = c.DetachProgram(wireHook.name)
+	return nil
+}
+
+// AttachUplink attaches the program of uplinks to a device, as a pinned link that
+// outlives the daemon; one of an earlier run gets today's program in place.
+func (d *Datapath) AttachUplink(ifname string, ifindex int) error {
+	if err := attach(d.pins.link(ifname, wireHook.name), d.FromWire, wireHook, ifindex); err != nil {
+		return fmt.Errorf("attach %s to %s: %w", wireHook.name, ifname, err)
+	}
+	return nil
+}
+
+// UplinkLinks lists the devices that have a pinned link of the uplinks' program.
+func (d *Datapath) UplinkLinks() ([]string, error) {
+	pins, err := filepath.Glob(d.pins.link("*", wireHook.name))
+	for i := range pins {
+		pins[i] = strings.TrimSuffix(filepath.Base(pins[i]), "-"+wireHook.name)
+	}
+	return pins, err
+}
+
+// DetachUplink removes what AttachUplink made; nil when there is nothing.
+func (d *Datapath) DetachUplink(ifname string) error {
+	if err := os.Remove(d.pins.link(ifname, wireHook.name)); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+		return fmt.Errorf("unpin %s of %s: %w", wireHook.name, ifname, err)
+	}
+	dev, err := netlink.LinkByName(ifname)
+	if err != nil {
+		return nil // gone, with all that was on it
+	}
+	return detachClsact(wireHook, dev)
+}
+
+// DetachUplinks removes from every device of this network namespace what has no
+// pin: on kernels without TCX links.
+func DetachUplinks() error {
+	devices, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list devices: %w", err)
+	}
+	var errs []error
+	for _, dev := range devices {
+		errs = append(errs, detachClsact(wireHook, dev))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"reflect"
+	"slices"
+	"sync"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/mooring-cni/mooring/bpf"
+	"github.com/mooring-cni/mooring/daemon/api"
+)
+
+// Uplink is a device by which services are reached from outside, and this node's
+// addresses there.
+type Uplink struct {
+	Name      string
+	Index     int
+	Addresses []netip.Addr
+}
+
+// north writes mooring_uplinks and mooring_node_addresses, and attaches the
+// program that reads them. What it cannot do on one device is a problem and stops nothing else.
+type north struct {
+	bpf *bpf.Datapath
+	log *slog.Logger
+
+	mu        sync.Mutex
+	uplinks   []Uplink
+	addresses []netip.Addr
+	attached  map[string]int // the index of each device that this process attached to
+	problems  []string
+	first     bool // nothing was done yet
+}
+
+// SetUplinks brings the kernel to these devices, and to all addresses of the
+// node. It may be called at any time: what is right already is not touched.
+func (n *north) SetUplinks(uplinks []Uplink, addresses []netip.Addr) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.first && len(n.problems) == 0 && reflect.DeepEqual(n.uplinks, uplinks) && slices.Equal(n.addresses, addresses) {
+		return
+	}
+	before := n.problems
+	n.problems = nil
+	fail := func(err error) {
+		if err == nil {
+			return
+		}
+		problem := fmt.Sprintf("services from outside: %v", err)
+		if n.problems = append(n.problems, problem); !slices.Contains(before, problem) {
+			n.log.Warn("an uplink is not as it should be", "error", err)
+		}
+	}
+	fail(n.writeAddresses(addresses))
+	fail(n.writeUplinks(uplinks))
+	fail(n.detachOthers(uplinks))
+	for _, u := range uplinks {
+		if n.attached[u.Name] == u.Index {
+			continue
+		}
+		if err := n.bpf.AttachUplink(u.Name, u.Index); err != nil {
+			fail(err)
+			continue
+		}
+		n.attached[u.Name] = u.Index
+	}
+	n.uplinks, n.addresses, n.first = slices.Clone(uplinks), slices.Clone(addresses), false
+}
+
+func (n *north) writeAddresses(addresses []netip.Addr) error {
+	wanted := make(map[bpf.Addr]uint32)
+	for _, a := range addresses {
+		wanted[bpf.ToAddr(a)] = 1
+	}
+	if err := replace(n.bpf.NodeAddresses, wanted); err != nil {
+		return fmt.Errorf("write mooring_node_addresses: %w", err)
+	}
+	return nil
+}
+
+// writeUplinks tells by which address of the node a backend beyond each device
+// answers; number 0 is for devices that are no uplinks.
+func (n *north) writeUplinks(uplinks []Uplink) error {
+	wanted := make(map[uint32]bpf.Uplink)
+	var any bpf.Uplink
+	for _, u := range uplinks {
+		var value bpf.Uplink
+		for _, a := range slices.Backward(u.Addresses) { // the first of each family stays
+			if a.Is4() {
+				value.V4 = bpf.ToAddr(a)
+			} else {
+				value.V6 = bpf.ToAddr(a)
+			}
+		}
+		wanted[uint32(u.Index)] = value
+		if any.V4 == (bpf.Addr{}) {
+			any.V4 = value.V4
+		}
+		if any.V6 == (bpf.Addr{}) {
+			any.V6 = value.V6
+		}
+	}
+	wanted[0] = any
+	if err := replace(n.bpf.Uplinks, wanted); err != nil {
+		return fmt.Errorf("write mooring_uplinks: %w", err)
+	}
+	return nil
+}
+
+// detachOthers leaves the devices that are no uplinks any more.
+func (n *north) detachOthers(uplinks []Uplink) error {
+	have, err := n.bpf.UplinkLinks()
+	if err != nil {
+		return err
+	}
+	for name := range n.attached {
+		if !slices.Contains(have, name) {
+			have = append(have, name)
+		}
+	}
+	var errs []error
+	for _, name := range have {
+		if slices.ContainsFunc(uplinks, func(u Uplink) bool { return u.Name == name }) {
+			continue
+		}
+		errs = append(errs, n.bpf.DetachUplink(name))
+		delete(n.attached, name)
+	}
+	return errors.Join(errs...)
+}
+
+// XDP is the mode of each uplink.
+func (n *north) XDP() []api.XDPStatus {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var list []api.XDPStatus
+	for _, u := range n.uplinks {
+		list = append(list, api.XDPStatus{Device: u.Name, Mode: "off"})
+	}
+	return list
+}
+
+func (n *north) trouble() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.problems)
+}
+
+// replace makes a map's content what is wanted: additions first, and nothing
+// that is right is touched.
+func replace[K comparable, V comparable](m *ebpf.Map, wanted map[K]V) error {
+	there := make(map[K]V)
+	var key K
+	var value V
+	entries := m.Iterate()
+	for entries.Next(&key, &value) {
+		there[key] = value
+	}
+	if err := entries.Err(); err != nil {
+		return err
+	}
+	for key, value := range wanted {
+		if was, known := there[key]; !known || was != value {
+			if err := m.Put(&key, &value); err != nil {
+				return err
+			}
+		}
+	}
+	for key := range there {
+		if _, still := wanted[key]; !still {
+			if err := m.Delete(&key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// snatPorts are the ports of the node for flows to backends on other nodes: the
+// most that are in a row beside those that Linux gives to its own sockets and
+// those of node ports.
+func snatPorts(nodeFirst, nodeLast uint16) (bpf.PortRange, error) {
+	const first, last = 1024, 65535
+	local, err := localPorts()
+	if err != nil {
+		return bpf.PortRange{}, err
+	}
+	taken := [][2]int{local, {int(nodeFirst), int(nodeLast)}}
+	slices.SortFunc(taken, func(a, b [2]int) int { return a[0] - b[0] })
+	var best [2]int
+	from := first
+	for _, t := range append(taken, [2]int{last + 1, last + 1}) {
+		if t[0]-from > best[1]-best[0] {
+			best = [2]int{from, t[0]}
+		}
+		from = max(from, t[1]+1)
+	}
+	if best[1] == 0 {
+		return bpf.PortRange{}, errors.New("no port is left beside nodePort.range and net.ipv4.ip_local_port_range")
+	}
+	return bpf.PortRange{First: uint16(best[0]), Last: uint16(best[1] - 1)}, nil
+}
+
+func localPorts() (ports [2]int, err error) {
+	const file = "/proc/sys/net/ipv4/ip_local_port_range"
+	content, err := os.ReadFile(file)
+	if err == nil {
+		_, err = fmt.Sscan(string(content), &ports[0], &ports[1])
+	}
+	if err != nil {
+		return ports, fmt.Errorf("read %s: %w", file, err)
+	}
+	return ports, nil
+}
