@@ -35,11 +35,12 @@ var arrows = []arrow{
 	// Pure functions to desired state.
 	{"daemon/service", []string{"daemon/model"}, nil},
 	{"daemon/policy", []string{"daemon/model"}, nil},
+	{"daemon/maglev", []string{"daemon/model"}, nil},
 	{"daemon/health", []string{"daemon/model"}, nil},
 	{"daemon/source", []string{"daemon/model"}, []string{"*"}},
 	{"daemon/node", []string{"daemon/model"}, []string{"*"}},
 	{"daemon/endpoint", []string{"daemon/model", "daemon/api"}, []string{"*"}},
-	{"daemon/datapath", []string{"conf", "daemon/model", "daemon/api", "daemon/service", "daemon/policy", "bpf"}, []string{"*"}},
+	{"daemon/datapath", []string{"conf", "daemon/model", "daemon/api", "daemon/service", "daemon/policy", "daemon/maglev", "bpf"}, []string{"*"}},
 	// The two main packages put the parts together.
 	{"daemon/mooringd", []string{"daemon", "bpf", "conf", "ipam"}, []string{"*"}},
 	{"daemon/mooring", []string{"daemon", "bpf", "conf"}, []string{"*"}},
