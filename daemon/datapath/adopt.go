@@ -33,6 +33,15 @@ func (p pinned) backends(visit func([]bpf.Backend) bool) error {
 	return scan(p.Backends, func(_ []uint32, values []bpf.Backend) bool { return visit(values) })
 }
 
+func (p pinned) sourceRanges(visit func(bpf.SourceRangeKey)) error {
+	return scan(p.SourceRanges, func(keys []bpf.SourceRangeKey, _ []uint32) bool {
+		for i := range keys {
+			visit(keys[i])
+		}
+		return true
+	})
+}
+
 func scan[K, V any](m *ebpf.Map, visit func([]K, []V) bool) error {
 	keys, values := make([]K, chunk), make([]V, chunk)
 	var cursor ebpf.MapBatchCursor
@@ -52,6 +61,7 @@ type reader interface {
 	services(visit func(bpf.ServiceKey, bpf.Service)) error
 	slots(visit func([]uint32) bool) error
 	backends(visit func([]bpf.Backend) bool) error
+	sourceRanges(visit func(bpf.SourceRangeKey)) error
 }
 
 // adopt takes over what the maps hold: frontends without owners, which their
@@ -65,6 +75,9 @@ func (p *plan) adopt(maps reader) error {
 		p.frontends[key] = &frontend{value: value}
 		p.lastID = max(p.lastID, value.Id)
 	}); err != nil {
+		return err
+	}
+	if err := p.adoptRanges(maps); err != nil {
 		return err
 	}
 	if err := p.adoptBackends(maps); err != nil {

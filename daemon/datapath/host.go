@@ -55,8 +55,7 @@ func (h *host) fail(err error) {
 	}
 }
 
-// Problems are what of the datapath does not work, while the rest does.
-func (h *host) Problems() []string {
+func (h *host) problems() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.problem == "" {

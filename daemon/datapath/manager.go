@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"github.com/mooring-cni/mooring/bpf"
@@ -26,6 +27,7 @@ type Options struct {
 	Hook       string // conntrack.hook
 	Policy     bool   // enforce network policies
 	Cgroup     string // where it attaches programs of cgroups; empty: the root
+	Maglev     bool   // clients beyond the uplinks get their backend by a table, elsewhere at random
 	// Ports that are nodes' on loopback addresses too, for the host's own sockets.
 	NodePortFirst, NodePortLast uint16
 	Log                         *slog.Logger
@@ -70,7 +72,7 @@ func New(opts Options) (*Manager, error) {
 	m.overlay = &overlay{bpf: d}
 	m.north = &north{bpf: d, log: opts.Log, attached: make(map[string]int), first: true}
 	m.policies = &policies{bpf: d, written: make(map[policy.ID][]bpf.ProfileKey)}
-	m.services, err = adoptServices(d, m.reaper)
+	m.services, err = adoptServices(d, m.reaper, opts.Maglev)
 	if err == nil {
 		err = m.endpoints.refresh()
 	}
@@ -95,6 +97,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	defer wg.Wait()
 	wg.Go(func() { m.events.run(ctx) })
 	wg.Go(func() { m.host.run(ctx) })
+	wg.Go(func() { m.services.run(ctx, m.log) })
 	return m.reaper.run(ctx)
 }
 
@@ -109,7 +112,9 @@ func (m *Manager) Hook() api.HookStatus {
 }
 
 // Problems are what of the datapath does not work, while the rest does.
-func (m *Manager) Problems() []string { return append(m.host.Problems(), m.north.trouble()...) }
+func (m *Manager) Problems() []string {
+	return slices.Concat(m.host.problems(), m.north.trouble(), m.services.problems())
+}
 
 // Drops counts dropped packets since the maps were made.
 func (m *Manager) Drops() (map[api.Drop]api.DropCount, error) {

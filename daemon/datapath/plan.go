@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/mooring-cni/mooring/bpf"
+	"github.com/mooring-cni/mooring/daemon/maglev"
 	"github.com/mooring-cni/mooring/daemon/model"
 )
 
@@ -22,12 +23,16 @@ import (
 // old one held rests before it is used again.
 type plan struct {
 	limits    limits
+	maglev    bool                    // clients beyond the uplinks get their backend by a table
+	untabled  map[model.Name]untabled // services for whose table there was no room
 	frontends map[bpf.ServiceKey]*frontend
 	services  map[model.Name]*tenancy
 	addresses map[bpf.Addr]*address
 	backends  indices
 	slots     extents
-	lastID    uint32 // of a frontend
+	ranges    map[uint32]map[bpf.SourceRangeKey]struct{} // by the frontend's id
+	rangeSum  int                                        // of them
+	lastID    uint32                                     // of a frontend
 	inherited *inherited
 	writes    writes
 
@@ -38,7 +43,7 @@ type plan struct {
 }
 
 // limits are the sizes of the maps.
-type limits struct{ services, slots, backends uint32 }
+type limits struct{ services, slots, backends, ranges uint32 }
 
 // tenancy is what a service has in the maps.
 type tenancy struct {
@@ -72,14 +77,16 @@ type frontend struct {
 // service's. Without users, an earlier run left it.
 type address struct{ users int }
 
-// run is a run of mooring_slots: the indices that may be chosen, then those of
-// backends that only keep their flows, then 0. Programs never read the second
-// part: a daemon that starts finds there which service a backend is of.
+// run is a run of mooring_slots: the indices that may be chosen, each once or as
+// often as a maglev table has it, then those of backends that only keep their
+// flows, then 0. Programs never read the second part: a daemon that starts finds
+// there which service a backend is of.
 type run struct {
 	first   uint32
 	chosen  uint32
 	content []uint32
 	users   int
+	table   bool // a maglev table
 	foreign bool // not understood: replaced at the first chance, and its slots are left alone
 }
 
@@ -90,10 +97,12 @@ type inherited struct {
 	leaving  []tenant // to be freed when nothing inherited leads there any more
 }
 
-// listKey is a list of backends by identity: frontends of a service share them.
+// listKey is a list of backends by identity, and how one of them is chosen:
+// frontends of a service share them.
 type listKey struct {
 	first, keep *model.Backend
 	n           int
+	table       bool
 }
 
 func newPlan(l limits) *plan {
@@ -104,10 +113,19 @@ func newPlan(l limits) *plan {
 		addresses: make(map[bpf.Addr]*address),
 		backends:  indices{next: 1, limit: l.backends},
 		slots:     extents{free: []extent{{1, l.slots - 1}}},
+		untabled:  make(map[model.Name]untabled),
+		ranges:    make(map[uint32]map[bpf.SourceRangeKey]struct{}),
 		have:      make(map[backendKey]tenant),
 		want:      make(map[backendKey]int),
 		lists:     make(map[listKey]*run),
 	}
+}
+
+// untabled is a service whose clients beyond the uplinks get a backend at random,
+// since no run of so many slots was free: it may be when others have rested.
+type untabled struct {
+	wanted []model.Frontend
+	lack   uint32
 }
 
 var errFull = errors.New("is full")
@@ -134,6 +152,9 @@ func (p *plan) apply(name model.Name, wanted []model.Frontend, now time.Time) er
 	if fresh > 0 && uint32(len(p.frontends)+len(p.addresses))+fresh > p.limits.services {
 		return fmt.Errorf("mooring_services %w (%d entries)", errFull, p.limits.services)
 	}
+	if fresh := p.freshRanges(t, wanted); fresh > 0 && p.rangeSum+len(p.writes.rangeRemovals)+fresh > int(p.limits.ranges) {
+		return fmt.Errorf("mooring_source_ranges %w (%d entries)", errFull, p.limits.ranges)
+	}
 	if have := p.backends.available(now); missing > have {
 		return fmt.Errorf("mooring_backends %w (%d of %d entries are left, %d are needed)", errFull, have, p.limits.backends, missing)
 	}
@@ -142,7 +163,7 @@ func (p *plan) apply(name model.Name, wanted []model.Frontend, now time.Time) er
 			tenants[i].index = p.backends.take(now)
 		}
 	}
-	internal, external, err := p.runs(wanted, tenants, now)
+	internal, external, lack, err := p.runs(wanted, tenants, now)
 	if err != nil {
 		for i := range tenants {
 			if _, had := p.have[tenants[i].backendKey]; !had {
@@ -153,6 +174,9 @@ func (p *plan) apply(name model.Name, wanted []model.Frontend, now time.Time) er
 	}
 	for _, index := range inherit {
 		p.inherited.claimed[index] = true
+	}
+	if delete(p.untabled, name); lack > 0 {
+		p.untabled[name] = untabled{wanted, lack}
 	}
 	p.commit(t, wanted, tenants, internal, external, now)
 	if p.services[name] = t; len(t.keys) == 0 {
@@ -244,16 +268,16 @@ func (p *plan) tenants(wanted []model.Frontend) (tenants []tenant, missing int) 
 }
 
 // runs are the slots of each wanted frontend: those that it has where they are
-// right, else new ones.
-func (p *plan) runs(wanted []model.Frontend, tenants []tenant, now time.Time) (internal, external []*run, err error) {
+// right, else new ones. Lack is how many slots a maglev table needed and did not find.
+func (p *plan) runs(wanted []model.Frontend, tenants []tenant, now time.Time) (internal, external []*run, lack uint32, err error) {
 	clear(p.lists)
 	var made []*run
-	find := func(list, keep []model.Backend, current *run) (*run, error) {
+	find := func(list, keep []model.Backend, table bool, current *run) (*run, error) {
 		if len(list)+len(keep) == 0 {
 			return nil, nil
 		}
-		var id listKey
-		if id.n = len(list); id.n > 0 {
+		id := listKey{n: len(list), table: table}
+		if id.n > 0 {
 			id.first = &list[0]
 		}
 		if len(keep) > 0 {
@@ -262,19 +286,27 @@ func (p *plan) runs(wanted []model.Frontend, tenants []tenant, now time.Time) (i
 		if r := p.lists[id]; r != nil {
 			return r, nil
 		}
-		content, chosen := p.content(list, keep, tenants)
+		content, chosen := p.content(list, keep, tenants, table)
 		r := current
 		if r == nil || r.foreign || r.chosen != chosen || !slices.Equal(r.content, content) {
 			first, ok := p.slots.take(uint32(len(content))+1, now)
+			if !ok && table {
+				// Any choice is better than none.
+				table, lack = false, max(lack, uint32(len(content))+1)
+				content, chosen = p.content(list, keep, tenants, table)
+				first, ok = p.slots.take(uint32(len(content))+1, now)
+			}
 			if !ok {
 				return nil, fmt.Errorf("mooring_slots %w (%d entries; a run of %d does not fit)", errFull, p.limits.slots, len(content)+1)
 			}
 			r = &run{first: first, chosen: chosen, content: content}
 			made = append(made, r)
 		}
+		r.table = table
 		p.lists[id] = r
 		return r, nil
 	}
+	tabled := p.tabled(wanted)
 	internal, external = make([]*run, len(wanted)), make([]*run, len(wanted))
 	for i := range wanted {
 		w := &wanted[i]
@@ -282,12 +314,13 @@ func (p *plan) runs(wanted []model.Frontend, tenants []tenant, now time.Time) (i
 		if f := p.frontends[serviceKey(w.AddrPort)]; f != nil {
 			has = *f
 		}
-		if internal[i], err = find(w.Internal, w.Keep, has.internal); err != nil {
+		if internal[i], err = find(w.Internal, w.Keep, false, has.internal); err != nil {
 			break
 		}
-		if sameList(w.Internal, w.External) {
+		table := len(w.External) > 0 && tabled[listKey{first: &w.External[0], n: len(w.External)}]
+		if !table && sameList(w.Internal, w.External) {
 			external[i] = internal[i]
-		} else if external[i], err = find(w.External, nil, has.external); err != nil {
+		} else if external[i], err = find(w.External, nil, table, has.external); err != nil {
 			break
 		}
 	}
@@ -295,26 +328,68 @@ func (p *plan) runs(wanted []model.Frontend, tenants []tenant, now time.Time) (i
 		for _, r := range made {
 			p.slots.giveBack(extent{r.first, uint32(len(r.content)) + 1})
 		}
-		return nil, nil, err
+		return nil, nil, 0, err
 	}
 	for _, r := range made {
 		p.writes.run(r)
 	}
-	return internal, external, nil
+	return internal, external, lack, nil
 }
 
 func sameList(a, b []model.Backend) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
+// tabled are the lists of which clients beyond the uplinks get a backend by a
+// maglev table, where there is a choice: those of addresses that are made for such
+// clients. A ClusterIP has one where it shares their list; a table for each of a
+// cluster's services would need more room than there is.
+func (p *plan) tabled(wanted []model.Frontend) map[listKey]bool {
+	if !p.maglev {
+		return nil
+	}
+	tabled := make(map[listKey]bool)
+	for i := range wanted {
+		w := &wanted[i]
+		choice := 0
+		for j := range w.External {
+			if w.External[j].Selectable {
+				choice++
+			}
+		}
+		if w.Kind != model.ClusterIP && choice > 1 {
+			tabled[listKey{first: &w.External[0], n: len(w.External)}] = true
+		}
+	}
+	return tabled
+}
+
+// tables makes the tables for which there was no room and is now, and tells
+// whether it did.
+func (p *plan) tables(now time.Time) (made bool, err error) {
+	for name, u := range p.untabled {
+		if !p.slots.has(u.lack, now) {
+			continue
+		}
+		if err := p.apply(name, u.wanted, now); err != nil {
+			return made, err
+		}
+		made = true
+	}
+	return made, nil
+}
+
 // content is what a run for these lists holds.
-func (p *plan) content(list, keep []model.Backend, tenants []tenant) (content []uint32, chosen uint32) {
+func (p *plan) content(list, keep []model.Backend, tenants []tenant, table bool) (content []uint32, chosen uint32) {
 	content = make([]uint32, 0, len(list)+len(keep))
 	index := func(b *model.Backend) uint32 { return tenants[p.want[backendKeyOf(b.AddrPort)]].index }
 	for i := range list {
 		if list[i].Selectable {
 			content = append(content, index(&list[i]))
 		}
+	}
+	if table {
+		content = p.spread(list, content)
 	}
 	chosen = uint32(len(content))
 	for i := range list {
@@ -326,6 +401,25 @@ func (p *plan) content(list, keep []model.Backend, tenants []tenant) (content []
 		content = append(content, index(&keep[i]))
 	}
 	return content, chosen
+}
+
+// spread makes a maglev table of the indices of a list's selectable backends.
+func (p *plan) spread(list []model.Backend, indices []uint32) []uint32 {
+	backends := make([]model.AddrPort, 0, len(indices))
+	for i := range list {
+		if list[i].Selectable {
+			backends = append(backends, list[i].AddrPort)
+		}
+	}
+	// One table takes an eighth at most: the next one needs its place while it is in use.
+	table := maglev.Table(backends, maglev.Size(len(backends), int(p.limits.slots/8)))
+	if table == nil {
+		return indices
+	}
+	for i, at := range table {
+		table[i] = indices[at]
+	}
+	return table
 }
 
 // commit notes what is new and queues its writing.
@@ -359,12 +453,22 @@ func (p *plan) commit(t *tenancy, wanted []model.Frontend, tenants []tenant, int
 
 func (p *plan) put(key bpf.ServiceKey, w *model.Frontend, t *tenancy, internal, external *run, now time.Time) {
 	f := p.frontends[key]
-	value := bpf.Service{AffinitySeconds: uint32(w.AffinityTimeout / time.Second), Internal: internal.slots(), External: external.slots()}
+	value := bpf.Service{
+		Flags: bpf.ServiceExternal, AffinitySeconds: uint32(w.AffinityTimeout / time.Second),
+		Internal: internal.slots(), External: external.slots(),
+	}
 	if w.HasEndpoints && w.InternalLocal {
 		value.Flags |= bpf.ServiceInternalLocal
 	}
-	if w.HasEndpoints && w.ExternalLocal {
+	// From outside, an address of the cluster is used as from inside.
+	if w.HasEndpoints && (w.ExternalLocal || w.InternalLocal && w.Kind == model.ClusterIP) {
 		value.Flags |= bpf.ServiceExternalLocal
+	}
+	if len(w.SourceRanges) > 0 {
+		value.Flags |= bpf.ServiceSourceRanges
+	}
+	if external != nil && external.table {
+		value.Flags |= bpf.ServiceMaglev
 	}
 	if f != nil && (f.owner == nil || f.owner == t) {
 		value.Id = f.value.Id
@@ -378,6 +482,10 @@ func (p *plan) put(key bpf.ServiceKey, w *model.Frontend, t *tenancy, internal, 
 		f = &frontend{}
 		p.frontends[key] = f
 	}
+	if f.value.Id != value.Id {
+		p.setRanges(f.value.Id, nil)
+	}
+	p.setRanges(value.Id, sourceRanges(value.Id, w))
 	if f.value != value {
 		f.value = value
 		p.writes.service(key, value)
@@ -392,6 +500,7 @@ func (p *plan) put(key bpf.ServiceKey, w *model.Frontend, t *tenancy, internal, 
 func (p *plan) remove(key bpf.ServiceKey, f *frontend, now time.Time) {
 	delete(p.frontends, key)
 	p.writes.remove(key)
+	p.setRanges(f.value.Id, nil)
 	p.release(f.internal, now)
 	p.release(f.external, now)
 	p.claimAddress(f, key.Addr, false)

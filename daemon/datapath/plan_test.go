@@ -24,12 +24,16 @@ type fakeMaps struct {
 	frontends map[bpf.ServiceKey]bpf.Service
 	runs      []uint32
 	tenants   []bpf.Backend
+	ranges    map[bpf.SourceRangeKey]uint32
 	wrote     int
 	step      func() // called after each element; nil: not at all
 }
 
 func newFakeMaps(l limits) *fakeMaps {
-	return &fakeMaps{frontends: map[bpf.ServiceKey]bpf.Service{}, runs: make([]uint32, l.slots), tenants: make([]bpf.Backend, l.backends)}
+	return &fakeMaps{
+		frontends: map[bpf.ServiceKey]bpf.Service{}, runs: make([]uint32, l.slots), tenants: make([]bpf.Backend, l.backends),
+		ranges: map[bpf.SourceRangeKey]uint32{},
+	}
 }
 
 func (m *fakeMaps) services(visit func(bpf.ServiceKey, bpf.Service)) error {
@@ -57,6 +61,13 @@ func (m *fakeMaps) backends(visit func([]bpf.Backend) bool) error {
 	return nil
 }
 
+func (m *fakeMaps) sourceRanges(visit func(bpf.SourceRangeKey)) error {
+	for key := range m.ranges {
+		visit(key)
+	}
+	return nil
+}
+
 // take writes what a plan has queued, in the order of services.flush.
 func (m *fakeMaps) take(w *writes) {
 	done := func() {
@@ -73,12 +84,20 @@ func (m *fakeMaps) take(w *writes) {
 		m.runs[at] = w.slotValues[i]
 		done()
 	}
+	for i, key := range w.rangeKeys {
+		m.ranges[key] = w.rangeValues[i]
+		done()
+	}
 	for i, key := range w.serviceKeys {
 		m.frontends[key] = w.serviceValues[i]
 		done()
 	}
 	for key := range w.removals {
 		delete(m.frontends, key)
+		done()
+	}
+	for key := range w.rangeRemovals {
+		delete(m.ranges, key)
 		done()
 	}
 	for i, at := range w.freeKeys {
@@ -108,9 +127,16 @@ func (m *fakeMaps) show() string {
 		if value.AffinitySeconds > 0 {
 			line += fmt.Sprintf(" affinity=%d", value.AffinitySeconds)
 		}
+		if value.Flags&bpf.ServiceSourceRanges != 0 {
+			line += " from " + strings.Join(m.rangesOf(value.Id), ",")
+		}
 		line += m.showRun(" ->", value.Internal)
 		if value.External != value.Internal {
-			line += m.showRun(" | external", value.External)
+			title := " | external"
+			if value.Flags&bpf.ServiceMaglev != 0 {
+				title = " | maglev"
+			}
+			line += m.showRun(title, value.External)
 		}
 		lines = append(lines, line)
 	}
@@ -118,22 +144,52 @@ func (m *fakeMaps) show() string {
 	return strings.Join(lines, "\n")
 }
 
+// showRun renders what is in a run, and of what is in it more than once how often.
 func (m *fakeMaps) showRun(title string, s bpf.Slots) string {
-	text := title
+	var found []string
+	times := map[string]int{}
 	for i := uint32(0); s.First > 0; i++ {
 		index := m.runs[s.First+i]
 		if index == 0 {
 			break
 		}
 		b := &m.tenants[index]
-		text += fmt.Sprintf(" %s:%d", b.Addr.IP(), bpf.Port(b.Port))
+		one := fmt.Sprintf("%s:%d", b.Addr.IP(), bpf.Port(b.Port))
 		if i >= s.Count {
-			text += "(drains)"
+			one += "(drains)"
 		} else if b.State == bpf.BackendTerminating {
-			text += "(last)"
+			one += "(last)"
+		}
+		if times[one]++; times[one] == 1 {
+			found = append(found, one)
+		}
+	}
+	text := title
+	if s.Count > 0 && times[found[0]] > 1 {
+		slices.Sort(found) // a table has no order to show
+	}
+	for _, one := range found {
+		if text += " " + one; times[one] > 1 {
+			text += fmt.Sprintf("*%d", times[one])
 		}
 	}
 	return text
+}
+
+// rangesOf are the clients that a frontend takes.
+func (m *fakeMaps) rangesOf(id uint32) (texts []string) {
+	for key := range m.ranges {
+		if key.Service != id {
+			continue
+		}
+		addr, bits := netip.AddrFrom16(key.Addr), int(key.Prefixlen)-32
+		if addr.Is4In6() {
+			addr, bits = addr.Unmap(), bits-96
+		}
+		texts = append(texts, netip.PrefixFrom(addr, bits).String())
+	}
+	slices.Sort(texts)
+	return texts
 }
 
 func addrPort(text string) model.AddrPort {
@@ -163,9 +219,20 @@ func clusterIP(at string, backends ...string) model.Frontend {
 	return model.Frontend{AddrPort: addrPort(at), Kind: model.ClusterIP, Internal: l, External: l, HasEndpoints: len(l) > 0}
 }
 
+// loadBalancer is a frontend of a service that is reached from outside by some clients.
+func loadBalancer(at string, ranges []string, backends ...string) model.Frontend {
+	f := clusterIP(at, backends...)
+	f.Kind = model.LoadBalancer
+	for _, r := range ranges {
+		f.SourceRanges = append(f.SourceRanges, netip.MustParsePrefix(r))
+	}
+	return f
+}
+
 // world is a plan over fake maps with a clock.
 type world struct {
-	t *testing.T
+	t      *testing.T
+	tables bool // choose by maglev
 	*plan
 	maps *fakeMaps
 	now  time.Time
@@ -181,6 +248,7 @@ func newWorld(t *testing.T, l limits) *world {
 func (w *world) restart(l limits) {
 	w.t.Helper()
 	w.plan = newPlan(l)
+	w.maglev = w.tables
 	if err := w.adopt(w.maps); err != nil {
 		w.t.Fatal(err)
 	}
@@ -206,7 +274,7 @@ func (w *world) want(what, text string) {
 	}
 }
 
-var roomy = limits{services: 64, slots: 256, backends: 64}
+var roomy = limits{services: 64, slots: 256, backends: 64, ranges: 64}
 
 func TestFrontendsReachTheMaps(t *testing.T) {
 	w := newWorld(t, roomy)
@@ -228,7 +296,7 @@ func TestFrontendsReachTheMaps(t *testing.T) {
 10.96.0.1:80/TCP -> 10.244.0.1:80 10.244.1.1:80
 10.96.0.1:81/TCP -> 10.244.0.1:81
 10.96.0.2:0/? is a service's
-10.96.0.2:80/TCP internal-local affinity=90 ->
+10.96.0.2:80/TCP internal-local external-local affinity=90 ->
 10.96.0.3:0/? is a service's
 10.96.0.3:80/TCP ->
 10.96.0.5:0/? is a service's
@@ -412,9 +480,9 @@ func TestWhatDoesNotFitIsRefusedWhole(t *testing.T) {
 		limits limits
 		says   string
 	}{
-		"backends": {limits{services: 64, slots: 256, backends: 4}, "mooring_backends is full"},
-		"slots":    {limits{services: 64, slots: 6, backends: 64}, "mooring_slots is full"},
-		"services": {limits{services: 3, slots: 256, backends: 64}, "mooring_services is full"},
+		"backends": {limits{services: 64, slots: 256, backends: 4, ranges: 64}, "mooring_backends is full"},
+		"slots":    {limits{services: 64, slots: 6, backends: 64, ranges: 64}, "mooring_slots is full"},
+		"services": {limits{services: 3, slots: 256, backends: 64, ranges: 64}, "mooring_services is full"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, c.limits)
@@ -464,12 +532,20 @@ func TestDamagedSlotsAreReplaced(t *testing.T) {
 // that stays a backend stays at its index, and in the end the maps hold what is
 // wanted and nothing else.
 func TestProgramsNeverSeeATornService(t *testing.T) {
-	l := limits{services: 64, slots: 512, backends: 256}
+	l := limits{services: 64, slots: 1 << 18, backends: 256, ranges: 256}
 	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		w := newWorld(t, l)
 		desired := map[string][]model.Frontend{}
+		// What each frontend's ranges may be while they change: all that were
+		// wanted since the maps held what is wanted.
+		wishes := map[bpf.ServiceKey][][]netip.Prefix{}
 		check := func() {
+			for key, value := range w.maps.frontends {
+				if err := w.maps.window(value, wishes[key]); value.Flags&bpf.ServiceAddress == 0 && err != nil {
+					t.Fatalf("seed %d: %s: %v", seed, key.Addr.IP(), err)
+				}
+			}
 			for key, value := range w.maps.frontends {
 				if value.Flags&bpf.ServiceAddress != 0 {
 					continue
@@ -505,6 +581,14 @@ func TestProgramsNeverSeeATornService(t *testing.T) {
 				g := f
 				g.Port = 81
 				g.External = g.Internal[:len(g.Internal)/2]
+				if r.IntN(2) == 0 {
+					g.Kind = model.LoadBalancer
+				}
+				for i := range 4 {
+					if g.Kind == model.LoadBalancer && r.IntN(2) == 0 {
+						g.SourceRanges = append(g.SourceRanges, netip.MustParsePrefix(fmt.Sprintf("203.0.%d.0/24", i)))
+					}
+				}
 				all = append(all, g)
 			}
 			return all
@@ -529,6 +613,10 @@ func TestProgramsNeverSeeATornService(t *testing.T) {
 					id := 1 + n
 					name := fmt.Sprint(id)
 					desired[name] = make(id)
+					for _, f := range desired[name] {
+						key := serviceKey(f.AddrPort)
+						wishes[key] = append(wishes[key], f.SourceRanges)
+					}
 					if err := w.apply(model.Name{Name: name}, desired[name], w.now); err != nil {
 						t.Fatalf("seed %d: %v", seed, err)
 					}
@@ -537,11 +625,18 @@ func TestProgramsNeverSeeATornService(t *testing.T) {
 			}()
 			w.maps.step = check
 			if killed || r.IntN(10) == 0 {
+				w.tables = r.IntN(2) == 0
 				w.restart(l)
 				for name, wanted := range desired {
 					w.set(name, wanted...)
 				}
 				w.settleAll()
+			}
+			clear(wishes)
+			for _, wanted := range desired {
+				for _, f := range wanted {
+					wishes[serviceKey(f.AddrPort)] = [][]netip.Prefix{f.SourceRanges}
+				}
 			}
 			for place, was := range before {
 				if is, still := w.maps.places()[place]; still && is != was {
@@ -551,6 +646,7 @@ func TestProgramsNeverSeeATornService(t *testing.T) {
 			w.now = w.now.Add(time.Duration(r.IntN(2000)) * time.Millisecond)
 		}
 		expected := newWorld(t, l)
+		expected.maglev = w.maglev
 		for name, wanted := range desired {
 			expected.set(name, wanted...)
 		}
@@ -567,6 +663,9 @@ func TestProgramsNeverSeeATornService(t *testing.T) {
 		}
 		w.now = w.now.Add(rest)
 		w.slots.take(1, w.now)
+		if len(w.maps.ranges) > 0 || w.rangeSum != 0 || len(w.ranges) > 0 {
+			t.Fatalf("seed %d: source ranges are left: %v, %d", seed, w.maps.ranges, w.rangeSum)
+		}
 		if len(w.slots.free) != 1 || w.backends.available(w.now) != int(l.backends)-1 {
 			t.Fatalf("seed %d: space is lost: %v, %d backends", seed, w.slots.free, w.backends.available(w.now))
 		}
@@ -582,4 +681,28 @@ func (m *fakeMaps) places() map[string]string {
 		}
 	}
 	return all
+}
+
+// window tells whom a frontend lets in that none of its wishes does, or keeps out
+// whom all of them let in.
+func (m *fakeMaps) window(value bpf.Service, wishes [][]netip.Prefix) error {
+	lets := m.rangesOf(value.Id)
+	if value.Flags&bpf.ServiceSourceRanges == 0 {
+		if slices.ContainsFunc(wishes, func(wish []netip.Prefix) bool { return len(wish) == 0 }) || len(wishes) == 0 {
+			return nil
+		}
+		return fmt.Errorf("it lets everybody in, wanted was %v", wishes)
+	}
+	for _, prefix := range lets {
+		if !slices.ContainsFunc(wishes, func(wish []netip.Prefix) bool { return slices.Contains(wish, netip.MustParsePrefix(prefix)) }) {
+			return fmt.Errorf("it lets %s in, wanted was %v", prefix, wishes)
+		}
+	}
+	for _, prefix := range wishes[0] {
+		everywhere := !slices.ContainsFunc(wishes, func(wish []netip.Prefix) bool { return !slices.Contains(wish, prefix) })
+		if everywhere && !slices.Contains(lets, prefix.String()) {
+			return fmt.Errorf("it keeps %s out, wanted was %v", prefix, wishes)
+		}
+	}
+	return nil
 }

@@ -3,8 +3,10 @@
 package datapath
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -18,7 +20,7 @@ import (
 	"github.com/mooring-cni/mooring/daemon/model"
 )
 
-// services writes mooring_services, mooring_slots and mooring_backends.
+// services writes mooring_services, mooring_slots, mooring_backends and mooring_source_ranges.
 type services struct {
 	kernel *bpf.Datapath
 	gone   func() // called when a backend is no longer one
@@ -41,9 +43,10 @@ func (e *RefusedError) Error() string {
 }
 
 // adoptServices takes over what the maps hold.
-func adoptServices(d *bpf.Datapath, r *reaper) (*services, error) {
+func adoptServices(d *bpf.Datapath, r *reaper, maglev bool) (*services, error) {
 	s := &services{kernel: d, gone: r.purgeBackends}
-	s.plan = newPlan(limits{d.Services.MaxEntries(), d.Slots.MaxEntries(), d.Backends.MaxEntries()})
+	s.plan = newPlan(limits{d.Services.MaxEntries(), d.Slots.MaxEntries(), d.Backends.MaxEntries(), d.SourceRanges.MaxEntries()})
+	s.plan.maglev = maglev
 	return s, s.plan.adopt(pinned{d})
 }
 
@@ -93,6 +96,44 @@ func (s *services) Synced() error {
 	return s.flush()
 }
 
+// tableInterval is how often tables are tried again for which there was no room.
+const tableInterval = 2 * time.Second
+
+func (s *services) run(ctx context.Context, log *slog.Logger) {
+	again := time.NewTicker(tableInterval)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-again.C:
+		}
+		if err := s.makeTables(); err != nil {
+			log.Warn("make maglev tables for which there was no room", "error", err)
+		}
+	}
+}
+
+func (s *services) makeTables() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if made, err := s.plan.tables(time.Now()); err != nil || !made {
+		return err
+	}
+	return s.flush()
+}
+
+// problems are what of the services is not as it was configured.
+func (s *services) problems() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.plan.untabled) == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("the backends of %d services are chosen at random: mooring_slots (%d entries) has no room for their maglev tables",
+		len(s.plan.untabled), s.plan.limits.slots)}
+}
+
 func (s *services) flush() error {
 	if err := s.plan.writes.flushAdditions(s.kernel); err != nil {
 		return err
@@ -111,9 +152,12 @@ type writes struct {
 	backendValues []bpf.Backend
 	slotKeys      []uint32
 	slotValues    []uint32
+	rangeKeys     []bpf.SourceRangeKey
+	rangeValues   []uint32
 	serviceKeys   []bpf.ServiceKey
 	serviceValues []bpf.Service
 	removals      map[bpf.ServiceKey]struct{}
+	rangeRemovals map[bpf.SourceRangeKey]struct{}
 	freeKeys      []uint32
 	freeValues    []bpf.Backend
 }
@@ -150,14 +194,27 @@ func (w *writes) remove(key bpf.ServiceKey) {
 	w.removals[key] = struct{}{}
 }
 
+func (w *writes) sourceRange(key bpf.SourceRangeKey) {
+	delete(w.rangeRemovals, key)
+	w.rangeKeys = append(w.rangeKeys, key)
+	w.rangeValues = append(w.rangeValues, 1)
+}
+
+func (w *writes) removeRange(key bpf.SourceRangeKey) {
+	if w.rangeRemovals == nil {
+		w.rangeRemovals = make(map[bpf.SourceRangeKey]struct{})
+	}
+	w.rangeRemovals[key] = struct{}{}
+}
+
 // large tells that enough waits to be worth a few system calls.
 func (w *writes) large() bool {
-	return len(w.backendKeys) >= chunk || len(w.slotKeys) >= chunk || len(w.serviceKeys) >= chunk
+	return len(w.backendKeys) >= chunk || len(w.slotKeys) >= chunk || len(w.rangeKeys) >= chunk || len(w.serviceKeys) >= chunk
 }
 
 // flushAdditions writes what is new, in the order in which programs come to it
-// from behind: a frontend is never seen before its slots, nor these before
-// their backends.
+// from behind: a frontend is never seen before its slots and source ranges, nor
+// the slots before their backends.
 func (w *writes) flushAdditions(d *bpf.Datapath) error {
 	var err error
 	if w.backendKeys, w.backendValues, err = put(d.Backends, w.backendKeys, w.backendValues); err != nil {
@@ -165,6 +222,9 @@ func (w *writes) flushAdditions(d *bpf.Datapath) error {
 	}
 	if w.slotKeys, w.slotValues, err = put(d.Slots, w.slotKeys, w.slotValues); err != nil {
 		return fmt.Errorf("write mooring_slots: %w", err)
+	}
+	if w.rangeKeys, w.rangeValues, err = put(d.SourceRanges, w.rangeKeys, w.rangeValues); err != nil {
+		return fmt.Errorf("write mooring_source_ranges: %w", err)
 	}
 	if w.serviceKeys, w.serviceValues, err = put(d.Services, w.serviceKeys, w.serviceValues); err != nil {
 		if isFull(err) {
@@ -183,6 +243,12 @@ func (w *writes) flushRemovals(d *bpf.Datapath) (gone bool, err error) {
 			return false, fmt.Errorf("remove from mooring_services: %w", err)
 		}
 		delete(w.removals, key)
+	}
+	for key := range w.rangeRemovals {
+		if err := d.SourceRanges.Delete(&key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return false, fmt.Errorf("remove from mooring_source_ranges: %w", err)
+		}
+		delete(w.rangeRemovals, key)
 	}
 	before := len(w.freeKeys)
 	w.freeKeys, w.freeValues, err = put(d.Backends, w.freeKeys, w.freeValues)

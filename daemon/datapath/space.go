@@ -74,12 +74,7 @@ type extents struct {
 
 // take gives the first part of this size.
 func (x *extents) take(n uint32, now time.Time) (first uint32, ok bool) {
-	woken := 0
-	for woken < len(x.resting) && !now.Before(x.resting[woken].till) {
-		x.giveBack(x.resting[woken].what)
-		woken++
-	}
-	x.resting = slices.Delete(x.resting, 0, woken)
+	x.wake(now)
 	for i := range x.free {
 		e := &x.free[i]
 		if e.n < n {
@@ -93,6 +88,21 @@ func (x *extents) take(n uint32, now time.Time) (first uint32, ok bool) {
 		return first, true
 	}
 	return 0, false
+}
+
+// has tells whether there is a part of this size.
+func (x *extents) has(n uint32, now time.Time) bool {
+	x.wake(now)
+	return slices.ContainsFunc(x.free, func(e extent) bool { return e.n >= n })
+}
+
+func (x *extents) wake(now time.Time) {
+	woken := 0
+	for woken < len(x.resting) && !now.Before(x.resting[woken].till) {
+		x.giveBack(x.resting[woken].what)
+		woken++
+	}
+	x.resting = slices.Delete(x.resting, 0, woken)
 }
 
 func (x *extents) giveBack(e extent) {
