@@ -588,9 +588,8 @@ func TestSystemdIsTold(t *testing.T) {
 
 func TestWhatIsNotImplementedIsRefused(t *testing.T) {
 	for key, change := range map[string]func(*conf.Config){
-		"nodePort.mode":           func(c *conf.Config) { c.NodePort.Mode = "dsr" },
-		"loadBalancing.algorithm": func(c *conf.Config) { c.LoadBalancing.Algorithm = "maglev" },
-		"xdp":                     func(c *conf.Config) { c.XDP = "native" },
+		"nodePort.mode": func(c *conf.Config) { c.NodePort.Mode = "dsr" },
+		"xdp":           func(c *conf.Config) { c.XDP = "native" },
 	} {
 		config := conf.Default()
 		config.Manifests = "/m"

@@ -139,7 +139,6 @@ func unsupported(config conf.Config) error {
 		key, value, not, instead string
 	}{
 		{"nodePort.mode", config.NodePort.Mode, "dsr", "snat"},
-		{"loadBalancing.algorithm", config.LoadBalancing.Algorithm, "maglev", "random"},
 		{"xdp", config.XDP, "native", "auto or off"},
 		{"xdp", config.XDP, "generic", "auto or off"},
 	} {
