@@ -159,7 +159,7 @@ func (r *Runtime) Exec(container string, args ...string) (string, error) {
 		Stdout, Stderr []byte
 		ExitCode       int
 	}
-	err := r.Call("RuntimeService/ExecSync", map[string]any{"containerId": container, "cmd": args, "timeout": "60"}, &response)
+	err := r.Call("RuntimeService/ExecSync", map[string]any{"containerId": container, "cmd": args, "timeout": "600"}, &response)
 	if err == nil && response.ExitCode != 0 {
 		err = fmt.Errorf("%s: exit code %d: %s", strings.Join(args, " "), response.ExitCode, response.Stderr)
 	}

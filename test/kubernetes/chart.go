@@ -5,7 +5,6 @@ package kubernetes
 import (
 	"bytes"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -21,19 +20,6 @@ const (
 	nextVersion  = "2"
 )
 
-// renderer builds the program that renders charts.
-func renderer(t netns.T, root string) string {
-	t.Helper()
-	program := filepath.Join(cacheDirectory(root), "chart")
-	command := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", program, ".")
-	command.Dir = filepath.Join(root, "test", "kubernetes", "chart")
-	command.Env = append(os.Environ(), "GOFLAGS=")
-	if out, err := command.CombinedOutput(); err != nil {
-		t.Fatalf("build what renders charts: %v\n%s", err, out)
-	}
-	return program
-}
-
 // Chart renders Mooring's Helm chart with values, as `helm template` does.
 func Chart(t netns.T, values string) string {
 	t.Helper()
@@ -41,7 +27,8 @@ func Chart(t netns.T, values string) string {
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
-	command := exec.Command(renderer(t, root), filepath.Join(root, "conf", "kubernetes", "chart"))
+	program := filepath.Join(buildPrograms(t, root, []program{chart}), chart.name)
+	command := exec.Command(program, filepath.Join(root, "conf", "kubernetes", "chart"))
 	var out, complaint bytes.Buffer
 	command.Stdin, command.Stdout, command.Stderr = strings.NewReader(values), &out, &complaint
 	if err := command.Run(); err != nil {
@@ -50,15 +37,18 @@ func Chart(t netns.T, values string) string {
 	return out.String()
 }
 
-// values are the chart's for this cluster: the places of its nodes, and what a
-// test wants besides.
-func (c *Cluster) values(version string, port int, more string) string {
+// apiHost is how the plain manifests name the API server's address.
+const apiHost = "api.example.internal"
+
+// values are the chart's for this cluster: the places of its nodes, keys of the
+// daemon's configuration, and what a test wants besides.
+func (c *Cluster) values(version, host string, port int, config, more string) string {
 	return fmt.Sprintf(`
 image: {repository: %q, tag: %q, pullPolicy: Never}
 apiServer: {host: %q, port: %d}
-cni: {binDir: %q, confDir: %q}
+cni: {binDir: %q, confDir: %q, versions: ["1.0.0", "1.1.0"]}
 paths: {run: %q, state: %q, bpf: %q, cgroup: %q}
-config: {devices: [%q]}
+config: {devices: [%q], %s}
 %s
-`, mooringImage, version, netns.Router, port, c.Host("bin"), c.Host("net.d"), c.Host("run"), c.Host("state"), c.Host("bpf"), c.Host("cgroup"), netns.Uplink, more)
+`, mooringImage, version, host, port, c.Host("bin"), c.Host("net.d"), c.Host("run"), c.Host("state"), c.Host("bpf"), c.Host("cgroup"), netns.Uplink, config, more)
 }

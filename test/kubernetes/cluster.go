@@ -5,6 +5,7 @@ package kubernetes
 import (
 	"bytes"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,8 +15,7 @@ import (
 	"github.com/mooring-cni/mooring/test/netns"
 )
 
-// Where the cluster's services are. Pods are where netns.Node has them: the
-// controller gives the first node that registers the first range of each family.
+// Where the cluster's services and pods are.
 const (
 	ServiceCIDRs = "10.96.0.0/16,fd00:10:96::/112"
 	PodCIDRs     = "10.244.0.0/16,fd00:10:244::/56"
@@ -39,6 +39,7 @@ type Cluster struct {
 	cgroup    *netns.Cgroup
 	authority *authority
 	processes map[string]*netns.Process
+	files     int // that pods were told of
 }
 
 // Start builds what is missing and brings a control plane and n nodes up. The
@@ -72,6 +73,7 @@ func start(t netns.T, n int, hosts bool) *Cluster {
 	for range n {
 		c.addNode(hosts)
 	}
+	c.ranges()
 	return c
 }
 
@@ -139,9 +141,9 @@ func (c *Cluster) startControlPlane() {
 		"--service-account-private-key-file="+c.authority.path("sa.key"), "--root-ca-file="+c.authority.path("ca.crt"),
 		"--allocate-node-cidrs=true", "--cluster-cidr="+PodCIDRs, "--service-cluster-ip-range="+ServiceCIDRs,
 		"--node-cidr-mask-size-ipv4=24", "--node-cidr-mask-size-ipv6=64",
-		"--leader-elect=false", "--bind-address=127.0.0.1", "--node-monitor-grace-period=40s")
+		"--leader-elect=false", "--bind-address=127.0.0.1", "--node-monitor-grace-period=120s")
 	c.run("kube-scheduler", "--kubeconfig="+c.Kubeconfig("kube-scheduler"), "--leader-elect=false", "--bind-address=127.0.0.1")
-	c.Eventually(time.Minute, "the default service account is there", func() bool {
+	c.Eventually(3*time.Minute, "the default service account is there", func() bool {
 		_, err := c.Try("get", "serviceaccount", "default")
 		return err == nil
 	})
@@ -158,7 +160,7 @@ func (c *Cluster) StartAPIServer() {
 		"--kubelet-client-certificate="+a.path("apiserver-kubelet.crt"), "--kubelet-client-key="+a.path("apiserver-kubelet.key"),
 		"--kubelet-preferred-address-types=InternalIP", "--authorization-mode=Node,RBAC",
 		"--service-cluster-ip-range="+ServiceCIDRs, "--allow-privileged=true", "--shutdown-delay-duration=0s")
-	c.Eventually(2*time.Minute, "the API server is ready", func() bool {
+	c.Eventually(5*time.Minute, "the API server is ready", func() bool {
 		out, err := c.Try("get", "--raw=/readyz")
 		return err == nil && out == "ok"
 	})
@@ -182,8 +184,12 @@ func (c *Cluster) Eventually(limit time.Duration, what string, f func() bool) {
 // Try runs kubectl and returns what it prints.
 func (c *Cluster) Try(args ...string) (string, error) { return c.kubectl("", args...) }
 
+func (c *Cluster) kubectlCommand(args ...string) *netns.Cmd {
+	return c.Outside.Command(filepath.Join(c.bin, "kubectl"), append([]string{"--kubeconfig=" + c.Kubeconfig("admin")}, args...)...)
+}
+
 func (c *Cluster) kubectl(input string, args ...string) (string, error) {
-	command := c.Outside.Command(filepath.Join(c.bin, "kubectl"), append([]string{"--kubeconfig=" + c.Kubeconfig("admin")}, args...)...)
+	command := c.kubectlCommand(args...)
 	var out, complaint bytes.Buffer
 	command.Stdout, command.Stderr, command.Stdin = &out, &complaint, strings.NewReader(input)
 	if err := command.Run(); err != nil {
@@ -240,11 +246,28 @@ func (c *Cluster) addNode(hosts bool) {
 	}
 	n.StartKubelet()
 	c.Nodes = append(c.Nodes, n)
-	// Ranges are given in the order in which nodes register.
-	c.Eventually(time.Minute, n.NodeName+" has pod ranges", func() bool {
-		out, err := c.Try("get", "node", n.NodeName, "-o", "jsonpath={.spec.podCIDRs}")
-		return err == nil && strings.Contains(out, n.PodCIDRs[0].String())
-	})
+}
+
+// ranges waits until the nodes have pod ranges: which ones, the controller says.
+func (c *Cluster) ranges() {
+	c.t.Helper()
+	for _, n := range c.Nodes {
+		c.Eventually(2*time.Minute, n.NodeName+" has a pod range of each family", func() bool {
+			out, err := c.Try("get", "node", n.NodeName, "-o", "jsonpath={.spec.podCIDRs[*]}")
+			if err != nil || len(strings.Fields(out)) != 2 {
+				return false
+			}
+			n.PodCIDRs = nil
+			for text := range strings.FieldsSeq(out) {
+				prefix, err := netip.ParsePrefix(text)
+				if err != nil {
+					c.t.Fatalf("%s has the pod ranges %s: %v", n.NodeName, out, err)
+				}
+				n.PodCIDRs = append(n.PodCIDRs, prefix)
+			}
+			return true
+		})
+	}
 }
 
 // bindHost shows the node's directories where Host says.

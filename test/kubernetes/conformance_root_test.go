@@ -13,7 +13,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,6 +27,7 @@ var (
 	focus   = flag.String("focus", "", "of the upstream suite: a regular expression; the chosen specs when empty, \"all\" for all that are about services and pods' networks")
 	proxy   = flag.String("proxy", "mooring", "what is tested: mooring, or kube-proxy (with the bridge plugin)")
 	results = flag.String("results", "", "file to which each spec's result is written, a line each")
+	shards  = flag.Int("shards", 3, "how many processes of the suite share the specs")
 )
 
 // The suite's parts that are about what Mooring does, and what is left out of
@@ -34,7 +37,8 @@ const (
 	ourSkip  = `\[Slow\]|\[Serial\]|\[Disruptive\]|\[Flaky\]|\[Feature|FeatureGate|\[Provider`
 )
 
-// chosen run always: one of each kind.
+// chosen run always: one of each kind. Each is a regular expression that finds
+// one spec.
 var chosen = []string{
 	`Services should serve a basic endpoint from pods`,
 	`Services should serve multiport endpoints from pods`,
@@ -43,7 +47,7 @@ var chosen = []string{
 	`Services should serve endpoints on same port and different protocols`,
 	`Services should allow pods to hairpin back to themselves through services`,
 	`Services should fallback to terminating endpoints when there are no ready endpoints with internalTrafficPolicy=Cluster`,
-	`Conntrack should be able to preserve UDP traffic when server pod cycles for a ClusterIP service \[`,
+	`Conntrack should be able to preserve UDP traffic when server pod cycles for a ClusterIP service$`,
 	`Networking Granular Checks: Pods should function for intra-pod communication: http`,
 	`Networking Granular Checks: Services should function for pod-Service: udp`,
 	`HostPort validates that there is no conflict`,
@@ -51,22 +55,26 @@ var chosen = []string{
 	`Connectivity Pod Lifecycle should be able to connect from a Pod to a terminating Pod`,
 }
 
-// conformanceImage is what every image of the suite's pods is: agnhost in a small
-// Debian that has the tools which specs call.
-func (c *Cluster) conformanceImages(t *testing.T) (archives []string) {
-	t.Helper()
-	rootfs := filepath.Join(c.bin, "rootfs")
-	if _, err := os.Stat(rootfs); err != nil {
-		start := time.Now()
-		command := exec.Command("debootstrap", "--variant=minbase", "--include=curl,netcat-openbsd,iproute2,dnsutils,socat,iperf", "bookworm", rootfs+".new")
-		if out, err := command.CombinedOutput(); err != nil {
-			t.Fatalf("debootstrap: %v\n%s", err, out)
-		}
-		if err := os.Rename(rootfs+".new", rootfs); err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("the images' file system is made in %v", time.Since(start).Round(time.Second))
+// makeRootfs makes a small Debian that has the tools which specs call, where
+// there is none yet.
+func makeRootfs(path string) error {
+	if _, err := os.Stat(path); err == nil {
+		return nil
 	}
+	if err := os.RemoveAll(path + ".new"); err != nil { // of a run that was ended
+		return err
+	}
+	command := exec.Command("debootstrap", "--variant=minbase", "--include=curl,netcat-openbsd,iproute2,dnsutils,socat,iperf", "bookworm", path+".new")
+	if out, err := command.CombinedOutput(); err != nil {
+		return fmt.Errorf("debootstrap: %w\n%s", err, out)
+	}
+	return os.Rename(path+".new", path)
+}
+
+// conformanceImages are all images of the suite's pods: agnhost in the small
+// Debian, and the server of one spec.
+func (c *Cluster) conformanceImages(t *testing.T, rootfs string) (archives []string) {
+	t.Helper()
 	out, err := exec.Command(filepath.Join(c.bin, "e2e.test"), "--list-images").Output()
 	if err != nil {
 		t.Fatalf("list the suite's images: %v", err)
@@ -164,22 +172,21 @@ type spec struct {
 }
 
 // specs are the results that the suite has left in a directory.
-func specs(t *testing.T, directory string) (ran []spec) {
-	t.Helper()
+func specs(directory string) (ran []spec, err error) {
 	reports, err := filepath.Glob(filepath.Join(directory, "junit*.xml"))
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	for _, report := range reports {
 		content, err := os.ReadFile(report)
 		if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		var suites struct {
 			Cases []spec `xml:"testsuite>testcase"`
 		}
 		if err := xml.Unmarshal(content, &suites); err != nil {
-			t.Fatalf("read %s: %v", report, err)
+			return nil, fmt.Errorf("read %s: %w", report, err)
 		}
 		for _, s := range suites.Cases {
 			if s.Status != "skipped" && strings.HasPrefix(s.Name, "[It]") {
@@ -187,20 +194,102 @@ func specs(t *testing.T, directory string) (ran []spec) {
 			}
 		}
 	}
-	return ran
+	return ran, nil
+}
+
+// names are the full names of all specs of the suite.
+func (c *Cluster) names(t *testing.T) (names []string) {
+	t.Helper()
+	out, err := exec.Command(filepath.Join(c.bin, "e2e.test"), "--list-tests").Output()
+	if err != nil {
+		t.Fatalf("list the suite's specs: %v", err)
+	}
+	for line := range strings.Lines(string(out)) {
+		// file:line: name
+		if parts := strings.SplitN(strings.TrimSpace(line), ": ", 2); len(parts) == 2 {
+			names = append(names, parts[1])
+		}
+	}
+	if len(names) == 0 {
+		t.Fatalf("the suite lists no specs:\n%s", out)
+	}
+	return names
+}
+
+// selected are the names of the specs that a regular expression finds, or of
+// the chosen ones: each of those must be there.
+func selected(t *testing.T, names []string, focus string) (found []string) {
+	t.Helper()
+	left := regexp.MustCompile(ourSkip)
+	find := func(expression string) (found []string) {
+		re, err := regexp.Compile(expression)
+		if err != nil {
+			t.Fatalf("-focus: %v", err)
+		}
+		for _, name := range names {
+			if re.MatchString(name) && !left.MatchString(name) {
+				found = append(found, name)
+			}
+		}
+		return found
+	}
+	switch focus {
+	case "all":
+		return find(ourFocus)
+	case "":
+		for _, c := range chosen {
+			one := find(`^\[sig-network\] ` + c)
+			if len(one) != 1 {
+				t.Errorf("%q finds %d specs, not one: %q", c, len(one), one)
+			}
+			found = append(found, one...)
+		}
+		return found
+	}
+	return find(focus)
+}
+
+// runSpecs runs specs by their names, and returns what the suite says of each.
+func (c *Cluster) runSpecs(reports string, names []string, limit time.Duration) ([]spec, error) {
+	arguments := []string{"--kubeconfig=" + c.Kubeconfig("admin"), "--provider=skeleton", "--num-nodes=2",
+		"--disable-log-dump", "--report-dir=" + reports, "--ginkgo.no-color", "--ginkgo.timeout=" + limit.String()}
+	for _, name := range names {
+		arguments = append(arguments, "--ginkgo.focus= "+regexp.QuoteMeta(name)+"$") // the suite's name comes before
+	}
+	command := c.Outside.Command(filepath.Join(c.bin, "e2e.test"), arguments...).In(c.cgroup)
+	command.Env = append(os.Environ(), "PATH="+c.bin+":"+os.Getenv("PATH"))
+	out, failed := command.CombinedOutput()
+	ran, err := specs(reports)
+	if err != nil {
+		return nil, err
+	}
+	if len(ran) != len(names) {
+		return ran, fmt.Errorf("%d specs were to run, %d ran (%v):\n%s", len(names), len(ran), failed, out[max(0, len(out)-20000):])
+	}
+	return ran, nil
 }
 
 // TestConformance runs specs of Kubernetes' own suite in a cluster that has no
 // kube-proxy.
 func TestConformance(t *testing.T) {
+	t.Parallel()
 	root, err := containerd.ModuleRoot()
 	if err != nil {
 		t.Fatal(err)
 	}
-	buildPrograms(t, root, slices.Concat(packages, conformancePackages))
+	programs := slices.Concat(packages, conformancePackages)
+	if *proxy == "kube-proxy" {
+		programs = append(programs, kubeProxy)
+	}
+	rootfs, made := filepath.Join(programsDirectory(t, root), "rootfs"), make(chan error, 1)
+	go func() { made <- makeRootfs(rootfs) }()
+	buildPrograms(t, root, programs)
+	if err := <-made; err != nil {
+		t.Fatalf("make the images' file system: %v", err)
+	}
 	c := Start(t, 2)
 	c.Apply(t, rights(t))
-	archives := c.conformanceImages(t)
+	archives := c.conformanceImages(t, rootfs)
 	for _, n := range c.Nodes {
 		for _, archive := range archives {
 			n.Runtime.Import(t, archive)
@@ -218,32 +307,40 @@ func TestConformance(t *testing.T) {
 	c.routePods(t)
 	c.serveDNS(t)
 	for _, n := range c.Nodes {
-		c.Eventually(time.Minute, n.NodeName+" is ready", func() bool {
+		c.Eventually(3*time.Minute, n.NodeName+" is ready", func() bool {
 			ready, _ := c.ready(n)
 			return ready
 		})
 	}
 
-	expression, limit := *focus, 150*time.Minute
-	switch expression {
-	case "all":
-		expression = ourFocus
-	case "":
-		expression, limit = `\[sig-network\] (`+strings.Join(chosen, "|")+`)`, 20*time.Minute
+	names := selected(t, c.names(t), *focus)
+	if len(names) == 0 {
+		t.Fatalf("-focus %s finds no spec", *focus)
 	}
-	if _, err := regexp.Compile(expression); err != nil {
-		t.Fatalf("-focus: %v", err)
+	limit := 20 * time.Minute
+	if *focus != "" {
+		limit = 150 * time.Minute
 	}
-	reports := c.path("reports")
-	command := c.Outside.Command(filepath.Join(c.bin, "e2e.test"), "--kubeconfig="+c.Kubeconfig("admin"), "--provider=skeleton", "--num-nodes=2",
-		"--disable-log-dump", "--report-dir="+reports, "--ginkgo.no-color", "--ginkgo.timeout="+limit.String(), "--ginkgo.focus="+expression, "--ginkgo.skip="+ourSkip).In(c.cgroup)
-	command.Env = append(os.Environ(), "PATH="+c.bin+":"+os.Getenv("PATH"))
 	start := time.Now()
-	out, failed := command.CombinedOutput()
-	ran := specs(t, reports)
-	if len(ran) == 0 {
-		t.Fatalf("no spec ran (%v):\n%s", failed, out[max(0, len(out)-20000):])
+	var ran []spec
+	var mutex sync.Mutex
+	var all sync.WaitGroup
+	for i := range min(*shards, len(names)) {
+		all.Go(func() {
+			var mine []string
+			for k := i; k < len(names); k += *shards {
+				mine = append(mine, names[k])
+			}
+			some, err := c.runSpecs(c.path("reports", strconv.Itoa(i)), mine, limit)
+			mutex.Lock()
+			defer mutex.Unlock()
+			ran = append(ran, some...)
+			if err != nil {
+				t.Error(err)
+			}
+		})
 	}
+	all.Wait()
 	slices.SortFunc(ran, func(a, b spec) int { return strings.Compare(a.Name, b.Name) })
 	var lines strings.Builder
 	passed := 0
@@ -257,9 +354,6 @@ func TestConformance(t *testing.T) {
 		t.Errorf("%s: %s\n%s", s.Status, name, s.Failure)
 	}
 	t.Logf("%d of %d specs passed in %v with %s\n%s", passed, len(ran), time.Since(start).Round(time.Second), *proxy, &lines)
-	if *focus == "" && len(ran) < len(chosen) {
-		t.Errorf("%d specs are chosen, %d ran", len(chosen), len(ran))
-	}
 	if *results != "" {
 		if err := os.WriteFile(*results, []byte(lines.String()), 0o644); err != nil {
 			t.Fatal(err)

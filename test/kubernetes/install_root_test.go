@@ -5,6 +5,7 @@
 package kubernetes
 
 import (
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,7 +55,7 @@ func (c *Cluster) daemonPods() string {
 // installed waits until the DaemonSet's pods are ready.
 func (c *Cluster) installed(t *testing.T, name string) {
 	t.Helper()
-	if out, err := c.Try("-n", "kube-system", "rollout", "status", "daemonset/"+name, "--timeout=180s"); err != nil {
+	if out, err := c.Try("-n", "kube-system", "rollout", "status", "daemonset/"+name, "--timeout=300s"); err != nil {
 		logs, _ := c.Try("-n", "kube-system", "logs", "daemonset/"+name, "--all-containers", "--tail=40")
 		t.Fatalf("%v %s\n%s\n%s", err, out, c.daemonPods(), logs)
 	}
@@ -75,6 +76,7 @@ func fileNames(t *testing.T, directory string) (names []string) {
 // The DaemonSet is all that installs Mooring here, from the chart and the image
 // that users have.
 func TestDaemonSet(t *testing.T) {
+	t.Parallel()
 	c := StartHosts(t, 2)
 	archive := c.Programs.MooringImage(t, mooringImage+":"+firstVersion, mooringImage+":"+nextVersion)
 	for _, n := range c.Nodes {
@@ -87,11 +89,19 @@ func TestDaemonSet(t *testing.T) {
 				}
 			}
 		}
+		// So are the sysctls.
+		n.Sysctl(t, "net.ipv4.ip_forward", "0")
+		n.Sysctl(t, "net.ipv6.conf.all.forwarding", "0")
+		n.Sysctl(t, "net.ipv6.conf."+netns.Uplink+".accept_ra", "1")
 	}
+	page := c.openPage(t, map[string]string{
+		"mooring.yaml":   Chart(t, c.values(firstVersion, apiHost, 6443, "", "")),
+		"uninstall.yaml": Chart(t, c.values(firstVersion, apiHost, 6443, "", "uninstall: true")),
+	})
 	socket := func(n *Node) string { return filepath.Join(n.Dir, "run", "mooring.sock") }
 
 	t.Run("a node is not ready while its daemon knows no services", func(t *testing.T) {
-		c.Apply(t, Chart(t, c.values(firstVersion, 6444, "")))
+		c.Apply(t, Chart(t, c.values(firstVersion, netns.Router, 6444, "", "")))
 		for _, n := range c.Nodes {
 			netns.Eventually(t, 2*time.Minute, n.NodeName+" has a daemon that serves nobody", func() bool {
 				node, err := api.NewClient(socket(n)).Node(t.Context())
@@ -113,21 +123,37 @@ func TestDaemonSet(t *testing.T) {
 	})
 
 	t.Run("nodes become ready, with all plugins in place", func(t *testing.T) {
-		c.Kubectl(t, "-n", "kube-system", "delete", "daemonset/mooring", "--timeout=60s")
-		c.Apply(t, Chart(t, c.values(firstVersion, 6443, "")))
-		c.installed(t, "mooring")
+		c.Kubectl(t, "-n", "kube-system", "delete", "daemonset/mooring", "--timeout=180s")
+		if address := page.follow(t, "kubectl config view"); address != server {
+			t.Errorf("the API server's address is said to be %q", address)
+		}
+		page.follow(t, "sed s/api.example.internal/192.0.2.1/")
+		page.follow(t, "kubectl -n kube-system rollout status daemonset/mooring")
 		for _, n := range c.Nodes {
-			c.Eventually(time.Minute, n.NodeName+" is ready", func() bool {
+			c.Eventually(3*time.Minute, n.NodeName+" is ready", func() bool {
 				ready, _ := c.ready(n)
 				return ready
 			})
 			if diff := cmp.Diff([]string{"bandwidth", "loopback", "mooring-cni", "mooring-ipam", "portmap"}, fileNames(t, n.Runtime.BinDir)); diff != "" {
 				t.Errorf("%s (-want +got):\n%s", n.NodeName, diff)
 			}
+			got := map[string]string{}
+			for _, key := range []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv6.conf." + netns.Uplink + ".accept_ra"} {
+				got[key] = n.SysctlValue(t, key)
+			}
+			if diff := cmp.Diff(map[string]string{"net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1", "net.ipv6.conf." + netns.Uplink + ".accept_ra": "2"}, got); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", n.NodeName, diff)
+			}
 			status, err := api.NewClient(socket(n)).Status(t.Context())
 			if err != nil || !status.Healthy || len(status.Problems) > 0 || status.Hook.Mode == "off" {
 				t.Errorf("%s: %+v, %v", n.NodeName, status, err)
 			}
+		}
+		if out := page.follow(t, "kubectl get nodes"); strings.Count(out, " Ready ") != 2 {
+			t.Errorf("nodes:\n%s", out)
+		}
+		if out := page.follow(t, "kubectl -n kube-system exec daemonset/mooring -c mooringd -- /mooring status"); !strings.Contains(out, "node-") {
+			t.Errorf("mooring status:\n%s", out)
 		}
 	})
 
@@ -142,8 +168,8 @@ metadata: {name: web}
 spec: {clusterIP: 10.96.0.100, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 `)
 	clients := []string{"client-node-a", "client-node-b"}
-	c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=120s")
-	c.Kubectl(t, "wait", "--for=condition=Ready", "pod/client-node-a", "pod/client-node-b", "--timeout=60s")
+	c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=300s")
+	c.Kubectl(t, "wait", "--for=condition=Ready", "pod/client-node-a", "pod/client-node-b", "--timeout=180s")
 	for _, client := range clients {
 		c.reaches(t, client, "http://10.96.0.100/")
 	}
@@ -151,10 +177,10 @@ spec: {clusterIP: 10.96.0.100, selector: {app: web}, ports: [{port: 80, targetPo
 	t.Run("a rolling update breaks no connection and leaves nodes ready", func(t *testing.T) {
 		const since = `{range .items[*]}{.status.conditions[?(@.type=="Ready")].lastTransitionTime} {end}`
 		before := c.Kubectl(t, "get", "nodes", "-o", "jsonpath="+since)
-		held := c.inBackground(clients, "hold", "-seconds", "90", "10.96.0.100:80")
-		loads := c.load(clients, "http://10.96.0.100/", 90)
+		held := c.inBackground(t, clients, "hold", "10.96.0.100:80")
+		loads := c.load(t, clients, "http://10.96.0.100/")
 		start := time.Now()
-		c.Apply(t, Chart(t, c.values(nextVersion, 6443, "")))
+		c.Apply(t, Chart(t, c.values(nextVersion, netns.Router, 6443, "", "")))
 		c.installed(t, "mooring")
 		t.Logf("both nodes are updated after %v", time.Since(start).Round(time.Second))
 		images := strings.Fields(c.Kubectl(t, "-n", "kube-system", "get", "pods", "-l", "app.kubernetes.io/name=mooring", "-o", "jsonpath={.items[*].spec.containers[0].image}"))
@@ -162,12 +188,10 @@ spec: {clusterIP: 10.96.0.100, selector: {app: web}, ports: [{port: 80, targetPo
 			t.Errorf("the pods' images are %v", images)
 		}
 		loads.check(t)
-		held.check(t)
 		// The new daemon sees the pods' sockets in their namespaces: it is by asking
 		// them that it knows how many packets a held connection has had.
-		again := c.inBackground(clients, "hold", "-seconds", "30", "10.96.0.100:80")
 		for _, n := range c.Nodes {
-			netns.Eventually(t, 25*time.Second, n.NodeName+" counts the packets of a held connection", func() bool {
+			netns.Eventually(t, 2*time.Minute, n.NodeName+" counts the packets of a held connection", func() bool {
 				for connection, err := range api.NewClient(socket(n)).Connections(t.Context(), api.Filter{}) {
 					if err == nil && connection.Tethered && connection.State == "established" && connection.Packets >= 10 {
 						return true
@@ -176,17 +200,41 @@ spec: {clusterIP: 10.96.0.100, selector: {app: web}, ports: [{port: 80, targetPo
 				return false
 			})
 		}
-		again.check(t)
+		held.check(t)
 		if after := c.Kubectl(t, "get", "nodes", "-o", "jsonpath="+since); after != before {
 			t.Errorf("nodes changed: ready since %s, before the update since %s", after, before)
 		}
 	})
 
+	t.Run("a change of the configuration makes tunnels", func(t *testing.T) {
+		c.Apply(t, Chart(t, c.values(nextVersion, netns.Router, 6443, "routing: {mode: vxlan}", "")))
+		c.installed(t, "mooring")
+		addresses := strings.Fields(c.Kubectl(t, "get", "pods", "-o", "jsonpath={.items[*].status.podIPs[*].ip}"))
+		for _, client := range clients {
+			c.reaches(t, client, "http://10.96.0.100/")
+			for _, address := range addresses {
+				c.reaches(t, client, "http://"+net.JoinHostPort(address, "8080")+"/")
+			}
+		}
+		for i, n := range c.Nodes {
+			address := c.Kubectl(t, "get", "pod", clients[1-i], "-o", "jsonpath={.status.podIP}")
+			if routes := n.Sh(t, "ip route get "+address); !strings.Contains(routes, "dev mooring_vxlan") {
+				t.Errorf("the route on %s: %s", n.NodeName, routes)
+			}
+			status, err := api.NewClient(socket(n)).Status(t.Context())
+			if err != nil || !status.Healthy || len(status.Problems) > 0 {
+				t.Errorf("%s: %+v, %v", n.NodeName, status, err)
+			}
+		}
+	})
+
 	t.Run("uninstalling leaves nothing on the nodes", func(t *testing.T) {
-		c.Kubectl(t, "delete", "deployment/web", "pod/client-node-a", "pod/client-node-b", "--timeout=90s")
-		c.Kubectl(t, "-n", "kube-system", "delete", "daemonset/mooring", "--wait=false")
-		c.Apply(t, Chart(t, c.values(nextVersion, 6443, "uninstall: true")))
-		c.installed(t, "mooring-uninstall")
+		c.Kubectl(t, "delete", "deployment/web", "pod/client-node-a", "pod/client-node-b", "--timeout=300s")
+		// Without the plugin nothing would take away what the runtime still has.
+		c.Kubectl(t, "wait", "--for=delete", "pod", "-l", "app=web", "--timeout=300s")
+		page.follow(t, "kubectl -n kube-system delete daemonset/mooring")
+		page.follow(t, "kubectl apply -f conf/kubernetes/uninstall.yaml")
+		page.follow(t, "kubectl -n kube-system rollout status daemonset/mooring-uninstall")
 		for _, n := range c.Nodes {
 			if names := fileNames(t, n.Runtime.ConfDir); len(names) > 0 {
 				t.Errorf("%s has the configuration %v", n.NodeName, names)
@@ -202,14 +250,21 @@ spec: {clusterIP: 10.96.0.100, selector: {app: web}, ports: [{port: 80, targetPo
 			if names := fileNames(t, filepath.Join(n.Dir, "run")); len(names) > 0 {
 				t.Errorf("%s has in its run directory: %v", n.NodeName, names)
 			}
-			if left := n.Sh(t, "iptables-save; ip6tables-save; ip route show table all proto 77; ip -6 route show table all proto 77"); strings.Contains(left, "MOORING") || strings.Contains(left, "10.244") {
+			if left := n.Sh(t, "iptables-save; ip6tables-save; ip route show table all proto 77; ip -6 route show table all proto 77; ip -o link"); strings.Contains(left, "MOORING") || strings.Contains(left, "mooring") || strings.Contains(left, "10.244") {
 				t.Errorf("%s has\n%s", n.NodeName, left)
 			}
-			c.Eventually(time.Minute, n.NodeName+" takes no pods", func() bool {
+			c.Eventually(3*time.Minute, n.NodeName+" takes no pods", func() bool {
 				ready, why := c.ready(n)
 				return !ready && strings.Contains(why, "cni plugin not initialized")
 			})
 		}
-		c.Kubectl(t, "-n", "kube-system", "delete", "daemonset/mooring-uninstall", "--timeout=60s")
+		page.follow(t, "kubectl delete -f conf/kubernetes/uninstall.yaml")
+		page.follow(t, "kubectl delete -f conf/kubernetes/mooring.yaml")
+		for _, kind := range []string{"daemonsets", "configmaps", "serviceaccounts", "clusterroles", "clusterrolebindings"} {
+			if left := c.Kubectl(t, "-n", "kube-system", "get", kind, "-o", "name"); strings.Contains(left, "mooring") {
+				t.Errorf("left in the cluster: %s", left)
+			}
+		}
+		page.done(t)
 	})
 }

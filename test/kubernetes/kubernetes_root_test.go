@@ -5,10 +5,14 @@
 package kubernetes
 
 import (
+	"bufio"
+	"bytes"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +21,19 @@ import (
 	"github.com/mooring-cni/mooring/test/netns"
 )
 
+// nobodys is a slice without a service. It is there from the beginning: for a
+// minute its service may yet come, and nothing is said.
+const nobodys = `---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: nobodys, labels: {kubernetes.io/service-name: nobody}}
+addressType: IPv4
+ports: [{port: 80}]
+endpoints: [{addresses: [10.244.0.250]}]
+`
+
+// The tests have a cluster each, and wait more than they compute: two at once
+// take two processors.
 func TestMain(m *testing.M) {
 	netns.OnInterrupt()
 	os.Exit(m.Run())
@@ -59,7 +76,7 @@ func (c *Cluster) exec(pod string, args ...string) (string, error) {
 func (c *Cluster) reaches(t *testing.T, pod, url string) {
 	t.Helper()
 	var err error
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		if _, err = c.exec(pod, "get", url); err == nil {
 			return
 		}
@@ -73,12 +90,12 @@ func app(node string, args ...string) string {
 	if node != "" {
 		place = "nodeName: " + node + ", "
 	}
-	return fmt.Sprintf(`{%sterminationGracePeriodSeconds: 20, containers: [{name: app, image: %q, imagePullPolicy: Never, args: [%s], readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1}}]}`,
+	return fmt.Sprintf(`{%sterminationGracePeriodSeconds: 30, containers: [{name: app, image: %q, imagePullPolicy: Never, args: [%s], readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1, timeoutSeconds: 10}}]}`,
 		place, containerd.AppImage, strings.Join(args, ", "))
 }
 
 func deployment(name string, replicas int, version string) string {
-	spec := app("", "serve", "-grace", "3s")
+	spec := app("", "serve", "-grace", "10s")
 	return fmt.Sprintf(`
 apiVersion: apps/v1
 kind: Deployment
@@ -94,6 +111,7 @@ spec:
 }
 
 func TestKubernetes(t *testing.T) {
+	t.Parallel()
 	c := Start(t, 2)
 	a, b := c.Nodes[0], c.Nodes[1]
 	c.Apply(t, rights(t))
@@ -109,7 +127,7 @@ func TestKubernetes(t *testing.T) {
 			n.Runtime.Install(t, containerd.Conflist(n.Node, "1.0.0", portmap))
 		}
 		for _, n := range c.Nodes {
-			c.Eventually(time.Minute, n.NodeName+" is ready", func() bool {
+			c.Eventually(3*time.Minute, n.NodeName+" is ready", func() bool {
 				ready, _ := c.ready(n)
 				return ready
 			})
@@ -141,10 +159,10 @@ apiVersion: v1
 kind: Service
 metadata: {name: elsewhere}
 spec: {type: ExternalName, externalName: example.org}
-`)
+`+nobodys)
 	c.Kubectl(t, "patch", "service", "balanced", "--subresource=status", "-p", `{"status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.8"}]}}}`)
-	c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=120s")
-	c.Kubectl(t, "wait", "--for=condition=Ready", "pod/client-node-a", "pod/client-node-b", "--timeout=60s")
+	c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=300s")
+	c.Kubectl(t, "wait", "--for=condition=Ready", "pod/client-node-a", "pod/client-node-b", "--timeout=180s")
 	clients := []string{"client-node-a", "client-node-b"}
 
 	t.Run("pods reach pods of both nodes in both families", func(t *testing.T) {
@@ -200,16 +218,16 @@ spec: {type: ExternalName, externalName: example.org}
 	})
 
 	t.Run("a rolling update fails no request", func(t *testing.T) {
-		loads := c.load(clients, "http://10.96.0.100/", 45)
+		loads := c.load(t, clients, "http://10.96.0.100/")
 		c.Apply(t, deployment("web", 4, "2"))
-		if out, err := c.Try("rollout", "status", "deployment/web", "--timeout=120s"); err != nil {
+		if out, err := c.Try("rollout", "status", "deployment/web", "--timeout=300s"); err != nil {
 			t.Errorf("the update: %v %s", err, out)
 		}
 		loads.check(t)
 	})
 
 	t.Run("the daemons' rolling restart fails no request", func(t *testing.T) {
-		loads := c.load(clients, "http://10.96.0.100/", 25)
+		loads := c.load(t, clients, "http://10.96.0.100/")
 		for _, n := range c.Nodes {
 			if err := n.Daemon.Stop(); err != nil {
 				t.Errorf("%s: mooringd: %v", n.NodeName, err)
@@ -217,18 +235,19 @@ spec: {type: ExternalName, externalName: example.org}
 			time.Sleep(2 * time.Second)
 			n.Daemon.Launch()
 		}
+		time.Sleep(2 * time.Second)
 		loads.check(t)
 	})
 
 	t.Run("connections to another node outlive either daemon's crash", func(t *testing.T) {
-		held := c.inBackground(append(clients, clients...), "hold", "-seconds", "45", "10.96.0.100:80")
-		held = append(held, c.inBackground(append(clients, clients...), "hold", "-seconds", "45", "[fd00:10:96::100]:80")...)
-		time.Sleep(3 * time.Second)
+		held := c.inBackground(t, slices.Concat(clients, clients), "hold", "10.96.0.100:80")
+		held = append(held, c.inBackground(t, slices.Concat(clients, clients), "hold", "[fd00:10:96::100]:80")...)
 		for _, n := range c.Nodes {
 			n.Daemon.Kill()
 			time.Sleep(time.Second)
 			n.Daemon.Launch()
 		}
+		time.Sleep(5 * time.Second) // the reaper has been round
 		held.check(t)
 	})
 
@@ -244,11 +263,11 @@ spec: {type: ExternalName, externalName: example.org}
 		c.Apply(t, "apiVersion: v1\nkind: Service\nmetadata: {name: local}\nspec: {type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 30777, selector: {app: only-b}, ports: [{port: 80, targetPort: 8080}]}")
 		c.Apply(t, "apiVersion: v1\nkind: Pod\nmetadata: {name: only-b, labels: {app: only-b}}\nspec: "+app(b.NodeName, "serve"))
 		for _, n := range c.Nodes {
-			c.Eventually(30*time.Second, n.NodeName+" is healthy", func() bool { return code(n, 10256) == 200 })
+			c.Eventually(2*time.Minute, n.NodeName+" is healthy", func() bool { return code(n, 10256) == 200 })
 		}
-		c.Eventually(60*time.Second, "the node with the pod is chosen, the other is not", func() bool { return code(b, 30777) == 200 && code(a, 30777) == 503 })
+		c.Eventually(2*time.Minute, "the node with the pod is chosen, the other is not", func() bool { return code(b, 30777) == 200 && code(a, 30777) == 503 })
 		c.Kubectl(t, "taint", "node", b.NodeName, "ToBeDeletedByClusterAutoscaler=:PreferNoSchedule")
-		c.Eventually(30*time.Second, "a node that is to go is told of", func() bool { return code(b, 10256) == 503 && code(a, 10256) == 200 })
+		c.Eventually(2*time.Minute, "a node that is to go is told of", func() bool { return code(b, 10256) == 503 && code(a, 10256) == 200 })
 		c.Kubectl(t, "taint", "node", b.NodeName, "ToBeDeletedByClusterAutoscaler-")
 		c.Kubectl(t, "delete", "service/local", "pod/only-b", "--wait=false")
 	})
@@ -264,13 +283,6 @@ apiVersion: v1
 kind: Service
 metadata: {name: same-external}
 spec: {externalIPs: [198.51.100.7], selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
----
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata: {name: nobodys, labels: {kubernetes.io/service-name: nobody}}
-addressType: IPv4
-ports: [{port: 80}]
-endpoints: [{addresses: [10.244.0.250]}]
 `, a.IP))
 		for object, text := range map[string]string{
 			"node-address": "is the address of node node-a itself",
@@ -278,7 +290,7 @@ endpoints: [{addresses: [10.244.0.250]}]
 			"web":     "198.51.100.7:80/TCP is served for Service default/same-external",
 			"nobodys": "names Service default/nobody",
 		} {
-			c.Eventually(100*time.Second, "an Event tells: "+text, func() bool {
+			c.Eventually(3*time.Minute, "an Event tells: "+text, func() bool {
 				out, err := c.Try("get", "events", "--field-selector", "involvedObject.name="+object, "-o", "jsonpath={.items[*].message}")
 				return err == nil && strings.Contains(out, text)
 			})
@@ -292,23 +304,21 @@ endpoints: [{addresses: [10.244.0.250]}]
 	})
 
 	t.Run("services go on while the API server is gone, and follow it when it is back", func(t *testing.T) {
-		out, err := c.execAfter("client-node-a", func() {
+		c.loadWhile(t, "client-node-a", "http://10.96.0.100/", func() {
 			c.StopAPIServer()
 			for _, n := range c.Nodes {
-				netns.Eventually(t, 90*time.Second, n.NodeName+" says that the API server is gone", func() bool {
+				netns.Eventually(t, 3*time.Minute, n.NodeName+" says that the API server is gone", func() bool {
 					status, err := n.Daemon.Status(t.Context())
 					return err == nil && len(status.Problems) > 0
 				})
 			}
+			time.Sleep(10 * time.Second)
 			c.StartAPIServer()
 		})
-		if err != nil {
-			t.Errorf("load through the outage: %v\n%s", err, out)
-		}
 		c.Kubectl(t, "scale", "deployment/web", "--replicas=6")
-		c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=120s")
+		c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=300s")
 		for _, n := range c.Nodes {
-			netns.Eventually(t, 60*time.Second, n.NodeName+" knows all six backends", func() bool {
+			netns.Eventually(t, 2*time.Minute, n.NodeName+" knows all six backends", func() bool {
 				return n.backends(t, "web", "10.96.0.100", 80) == 6
 			})
 		}
@@ -316,12 +326,12 @@ endpoints: [{addresses: [10.244.0.250]}]
 
 	t.Run("a kubelet's restart ends no pod", func(t *testing.T) {
 		before := c.Kubectl(t, "get", "pods", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}")
-		loads := c.load([]string{"client-node-b"}, "http://10.96.0.100/", 20)
+		loads := c.load(t, []string{"client-node-b"}, "http://10.96.0.100/")
 		if err := a.StopKubelet(); err != nil {
 			t.Logf("kubelet: %v", err)
 		}
 		a.StartKubelet()
-		c.Eventually(time.Minute, "the node is ready again", func() bool {
+		c.Eventually(3*time.Minute, "the node is ready again", func() bool {
 			ready, _ := c.ready(a)
 			return ready
 		})
@@ -338,7 +348,7 @@ endpoints: [{addresses: [10.244.0.250]}]
 			t.Fatal(err)
 		}
 		var address string
-		c.Eventually(time.Minute, "the static pod is known", func() bool {
+		c.Eventually(3*time.Minute, "the static pod is known", func() bool {
 			out, err := c.Try("get", "pod", "static-node-a", "-o", "jsonpath={.status.podIP}")
 			address = out
 			return err == nil && out != ""
@@ -351,9 +361,9 @@ endpoints: [{addresses: [10.244.0.250]}]
 
 	t.Run("a drained node's pods move without a failed request", func(t *testing.T) {
 		c.Apply(t, "apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: web}\nspec: {minAvailable: 4, selector: {matchLabels: {app: web}}}")
-		loads := c.load([]string{"client-node-a"}, "http://10.96.0.100/", 60)
-		c.Kubectl(t, "drain", b.NodeName, "--force", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=90s")
-		c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=120s")
+		loads := c.load(t, []string{"client-node-a"}, "http://10.96.0.100/")
+		c.Kubectl(t, "drain", b.NodeName, "--force", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=300s")
+		c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=300s")
 		loads.check(t)
 		nodes := c.Kubectl(t, "get", "pods", "-l", "app=web", "-o", "jsonpath={.items[?(@.status.phase=='Running')].spec.nodeName}")
 		if strings.Contains(nodes, b.NodeName) {
@@ -362,9 +372,9 @@ endpoints: [{addresses: [10.244.0.250]}]
 	})
 
 	t.Run("nothing is left of pods that are gone", func(t *testing.T) {
-		c.Kubectl(t, "delete", "deployment/web", "pod/client-node-a", "--timeout=90s")
+		c.Kubectl(t, "delete", "deployment/web", "pod/client-node-a", "--timeout=300s")
 		for _, n := range c.Nodes {
-			netns.Eventually(t, 90*time.Second, n.NodeName+" has no endpoint, no interface and no connection of pods", func() bool {
+			netns.Eventually(t, 3*time.Minute, n.NodeName+" has no endpoint, no interface and no connection of pods", func() bool {
 				endpoints, err := n.Daemon.Endpoints(t.Context())
 				if err != nil || len(endpoints) > 0 {
 					return false
@@ -394,7 +404,7 @@ endpoints: [{addresses: [10.244.0.250]}]
 		for i, n := range c.Nodes {
 			c.Apply(t, fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: tunnel-%d, labels: {app: web}}\nspec: %s", i, app(n.NodeName, "serve")))
 		}
-		c.Kubectl(t, "wait", "--for=condition=Ready", "pod/tunnel-0", "pod/tunnel-1", "--timeout=60s")
+		c.Kubectl(t, "wait", "--for=condition=Ready", "pod/tunnel-0", "pod/tunnel-1", "--timeout=180s")
 		for i, n := range c.Nodes {
 			for address := range strings.FieldsSeq(c.Kubectl(t, "get", "pod", fmt.Sprintf("tunnel-%d", 1-i), "-o", "jsonpath={.status.podIPs[*].ip}")) {
 				c.reaches(t, fmt.Sprintf("tunnel-%d", i), "http://"+net.JoinHostPort(address, "8080")+"/")
@@ -428,57 +438,117 @@ func (n *Node) backends(t *testing.T, service, address string, port uint16) (cou
 	return count
 }
 
-// jobs are commands of the app that run in pods.
-type jobs []chan error
+// job is a command of the app that runs in a pod until it is told to end.
+type job struct {
+	end  func() error
+	done chan error
+}
 
-func (c *Cluster) inBackground(pods []string, args ...string) (all jobs) {
+type jobs []job
+
+// inBackground starts a command in each of the pods, and waits until each has begun.
+func (c *Cluster) inBackground(t *testing.T, pods []string, args ...string) (all jobs) {
+	t.Helper()
 	for _, pod := range pods {
-		done := make(chan error, 1)
-		go func() {
-			out, err := c.exec(pod, args...)
-			if err != nil {
-				err = fmt.Errorf("%w\n%s", err, out)
-			}
-			done <- err
-		}()
-		all = append(all, done)
+		until := c.newFile()
+		command := c.kubectlCommand("exec", pod, "--", "/app", args[0], "-until", until)
+		command.Args = append(command.Args, args[1:]...)
+		all = append(all, c.background(t, command, func() error {
+			_, err := c.exec(pod, "touch", until)
+			return err
+		}))
 	}
 	return all
 }
 
-// load makes requests one after another from pods.
-func (c *Cluster) load(pods []string, url string, seconds int) jobs {
-	return c.inBackground(pods, "load", "-seconds", fmt.Sprint(seconds), url)
+// newFile is the name of a file that is in no pod yet.
+func (c *Cluster) newFile() string {
+	c.files++
+	return fmt.Sprintf("/tmp/%d", c.files)
 }
 
-// check waits for the jobs and fails the test for each that failed.
+// background starts a command that says when it has begun.
+func (c *Cluster) background(t *testing.T, command *netns.Cmd, end func() error) job {
+	t.Helper()
+	j := job{end: end, done: make(chan error, 1)}
+	var out bytes.Buffer
+	begun := make(chan struct{})
+	reader, writer := io.Pipe()
+	command.Stdout, command.Stderr = writer, writer
+	if err := command.Start(); err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		for lines := bufio.NewScanner(reader); lines.Scan(); {
+			if lines.Text() == "begun" {
+				close(begun)
+				continue
+			}
+			fmt.Fprintln(&out, lines.Text())
+		}
+	}()
+	go func() {
+		err := command.Wait()
+		writer.Close()
+		<-read
+		if err != nil {
+			err = fmt.Errorf("%s: %w\n%s", strings.Join(command.Args, " "), err, &out)
+		}
+		j.done <- err
+	}()
+	select {
+	case <-begun:
+	case err := <-j.done:
+		t.Fatalf("ended before it began: %v", err)
+	case <-time.After(time.Minute):
+		t.Fatalf("%s has not begun", strings.Join(command.Args, " "))
+	}
+	return j
+}
+
+// load makes requests one after another from pods.
+func (c *Cluster) load(t *testing.T, pods []string, url string) jobs {
+	t.Helper()
+	return c.inBackground(t, pods, "load", url)
+}
+
+// check ends the jobs and fails the test for each that failed.
 func (j jobs) check(t *testing.T) {
 	t.Helper()
-	for _, done := range j {
-		if err := <-done; err != nil {
+	for _, job := range j {
+		if err := job.end(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, job := range j {
+		if err := <-job.done; err != nil {
 			t.Error(err)
 		}
 	}
 }
 
-// execAfter makes requests from a pod while f runs. The command goes through
-// the runtime of the pod's node: kubectl would end with the API server.
-func (c *Cluster) execAfter(pod string, f func()) (string, error) {
+// loadWhile makes requests from a pod of the first node while f runs. The
+// command goes through the node's runtime: kubectl would end with the API server.
+func (c *Cluster) loadWhile(t *testing.T, pod, url string, f func()) {
+	t.Helper()
 	n := c.Nodes[0]
-	container, err := c.Try("get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}")
-	if err != nil {
-		return "", err
-	}
-	type result struct {
-		out string
-		err error
-	}
-	done := make(chan result, 1)
+	container := strings.TrimPrefix(c.Kubectl(t, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}"), "containerd://")
+	until := c.newFile()
+	done := make(chan error, 1)
 	go func() {
-		out, err := n.Runtime.Exec(strings.TrimPrefix(container, "containerd://"), "/app", "load", "-seconds", "50", "http://10.96.0.100/")
-		done <- result{out, err}
+		out, err := n.Runtime.Exec(container, "/app", "load", "-until", until, url)
+		if err != nil {
+			err = fmt.Errorf("%w\n%s", err, out)
+		}
+		done <- err
 	}()
 	f()
-	r := <-done
-	return r.out, r.err
+	if _, err := n.Runtime.Exec(container, "/app", "touch", until); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
 }

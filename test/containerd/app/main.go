@@ -5,8 +5,9 @@
 //	app serve [-grace 0s] [-port 8080] [-udp 8053]  HTTP and UDP echo that say who answers, until SIGTERM and the grace are over
 //	app get URL                                      one request, 5 s at most
 //	app udp HOST:PORT                                one datagram and its answer, 5 s at most
-//	app load -seconds 10 URL                         requests one after another, each on a connection of its own; counts failures
-//	app hold -seconds 10 HOST:PORT                   one connection to /hold that must stay; a line a second
+//	app load [-until FILE] URL                       requests one after another, each on a connection of its own; counts failures
+//	app hold [-until FILE] HOST:PORT                 one connection to /hold that must stay; a line a second
+//	app touch FILE                                   makes the file that load and hold end at; without one they last 10 s, with one 10 minutes at most
 //	app addresses                                    the pod's own, one a line
 package main
 
@@ -32,13 +33,13 @@ const patience = 5 * time.Second
 
 func main() {
 	if len(os.Args) < 2 {
-		fail("usage: app serve|get|udp|load|hold|addresses")
+		fail("usage: app serve|get|udp|load|hold|touch|addresses")
 	}
 	flags := flag.NewFlagSet("app "+os.Args[1], flag.ExitOnError)
 	grace := flags.Duration("grace", 0, "how long to serve after SIGTERM")
 	port := flags.Int("port", 8080, "of HTTP")
 	udp := flags.Int("udp", 8053, "of the UDP echo")
-	seconds := flags.Int("seconds", 10, "how long")
+	until := flags.String("until", "", "go on until this file is there")
 	flags.Parse(os.Args[2:])
 
 	var err error
@@ -50,9 +51,11 @@ func main() {
 	case "udp":
 		err = askUDP(flags.Arg(0))
 	case "load":
-		err = load(flags.Arg(0), time.Duration(*seconds)*time.Second)
+		err = load(flags.Arg(0), enough(*until))
 	case "hold":
-		err = hold(flags.Arg(0), *seconds)
+		err = hold(flags.Arg(0), enough(*until))
+	case "touch":
+		err = os.WriteFile(flags.Arg(0), nil, 0o644)
 	case "addresses":
 		err = addresses()
 	default:
@@ -163,9 +166,26 @@ func askUDP(address string) error {
 	return nil
 }
 
-func load(url string, how time.Duration) error {
+// enough says when it is time to end: after 10 s, or when the file is there.
+func enough(file string) func() bool {
+	limit := 10 * time.Second
+	if file != "" {
+		limit = 10 * time.Minute // whoever was to make the file has died
+	}
+	end := time.Now().Add(limit)
+	return func() bool {
+		if file != "" {
+			if _, err := os.Stat(file); err == nil {
+				return true
+			}
+		}
+		return time.Now().After(end)
+	}
+}
+
+func load(url string, enough func() bool) error {
 	done, failed := 0, 0
-	for end := time.Now().Add(how); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for ; !enough(); time.Sleep(5 * time.Millisecond) {
 		done++
 		r, err := client().Get(url)
 		if err == nil {
@@ -176,6 +196,9 @@ func load(url string, how time.Duration) error {
 			failed++
 			fmt.Printf("%s request %d: %v\n", time.Now().Format(time.RFC3339Nano), done, err)
 		}
+		if done == 1 {
+			fmt.Println("begun")
+		}
 	}
 	fmt.Printf("requests %d failed %d\n", done, failed)
 	if failed > 0 {
@@ -184,7 +207,7 @@ func load(url string, how time.Duration) error {
 	return nil
 }
 
-func hold(address string, seconds int) error {
+func hold(address string, enough func() bool) error {
 	c, err := net.DialTimeout("tcp", address, patience)
 	if err != nil {
 		return err
@@ -194,13 +217,13 @@ func hold(address string, seconds int) error {
 		return err
 	}
 	lines := bufio.NewScanner(c)
-	for end, n := time.Now().Add(time.Duration(seconds)*time.Second), 0; time.Now().Before(end); n++ {
+	for n := 0; !enough(); n++ {
 		c.SetReadDeadline(time.Now().Add(2 * patience))
 		if !lines.Scan() {
 			return fmt.Errorf("the connection to %s ended after %d lines: %v", address, n, lines.Err())
 		}
 		if n == 0 {
-			fmt.Println("connected")
+			fmt.Println("begun")
 		}
 	}
 	fmt.Println("held")
