@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build root
+
+package north
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/mooring-cni/mooring/daemon/api"
+	"github.com/mooring-cni/mooring/test/fate"
+	"github.com/mooring-cni/mooring/test/netns"
+	"github.com/mooring-cni/mooring/test/packet"
+	"github.com/mooring-cni/mooring/test/scenario"
+)
+
+func entries(t *testing.T, n *scenario.Node) (rows []api.Connection) {
+	t.Helper()
+	for c, err := range n.API().Connections(context.Background(), api.Filter{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows = append(rows, c)
+	}
+	return rows
+}
+
+// Flows from outside to a pod of the node end with the pod's socket.
+func TestEntriesEndWithTheBackendsSocket(t *testing.T) {
+	eachMode(t, []modeTest{{"entries", entriesEnd}})
+}
+
+func entriesEnd(t *testing.T, l *Lab) {
+	l.Service(Spec{Pods: []string{"a-1"}})
+	f := Frontend{"NodePort", "tcp", netip.AddrPortFrom(l.A.IP, TCPNodePort)}
+	var open []net.Conn
+	for i := range 100 {
+		c, err := l.Dial(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := AskOn(c, Payload(i, 100), Patience); err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, c)
+	}
+	mine := func(state func(api.Connection) bool) (count int) {
+		for _, c := range entries(t, l.A) {
+			if strings.HasPrefix(c.Source, Client[0].String()+":") && state(c) {
+				count++
+			}
+		}
+		return count
+	}
+	if got := mine(func(c api.Connection) bool {
+		return c.Type == "INGRESS" && c.Tethered && c.Translation == f.Address.String()
+	}); got != 100 {
+		t.Errorf("%d of 100 flows have an INGRESS entry that lives with the pod's socket", got)
+	}
+	for _, c := range open {
+		c.Close()
+	}
+	// The client closed first: the pod's socket is gone with its last ACK, and nothing waits.
+	netns.Eventually(t, 20*time.Second, "the entries of all flows end", func() bool { return mine(func(api.Connection) bool { return true }) == 0 })
+}
+
+// load is traffic through frontends that has to survive: of each, a connection
+// that stays, a UDP socket that stays, and new ones one after the other.
+type load struct {
+	t         *testing.T
+	stop      chan struct{}
+	wait      sync.WaitGroup
+	exchanges atomic.Int64
+}
+
+func startLoad(t *testing.T, l *Lab) *load {
+	t.Helper()
+	o := &load{t: t, stop: make(chan struct{})}
+	for at, f := range l.Frontends() {
+		c, err := l.Dial(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		if f.Network == "tcp" {
+			if _, err := AskOn(c, []byte("hello"), Patience); err != nil {
+				t.Fatal(err)
+			}
+			o.run(f, func(i int) error { return echoOn(c, Payload(i, 4000)) })
+		} else {
+			o.run(f, func(i int) error { _, err := AskOn(c, Payload(i, 400), Patience); return err })
+			// Each frontend's flows are from ports of their own.
+			o.run(f, func(i int) error {
+				_, err := l.askFromPort(f, uint16(10000+1000*at+i%1000), Payload(i, 400))
+				return err
+			})
+			continue
+		}
+		o.run(f, func(i int) error { _, err := l.check(f, Payload(i, 400)); return err })
+	}
+	return o
+}
+
+// echoOn is AskOn on a connection whose server has said who it is.
+func echoOn(c net.Conn, payload []byte) error { return netns.EchoOn(c, string(payload)) }
+
+func (o *load) run(f Frontend, once func(i int) error) {
+	o.wait.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-o.stop:
+				return
+			default:
+			}
+			if err := once(i); err != nil {
+				o.t.Errorf("%s: exchange %d: %v", f, i, err)
+				return
+			}
+			o.exchanges.Add(1)
+			time.Sleep(2 * time.Millisecond)
+		}
+	})
+}
+
+// more waits for so many exchanges.
+func (o *load) more(count int64) {
+	o.t.Helper()
+	from := o.exchanges.Load()
+	netns.Eventually(o.t, 60*time.Second, "traffic goes on", func() bool { return o.t.Failed() || o.exchanges.Load() >= from+count })
+}
+
+func (o *load) end() {
+	close(o.stop)
+	o.wait.Wait()
+	o.t.Logf("%d exchanges", o.exchanges.Load())
+}
+
+// A UDP exchange that is lost is an error, as nobody repeats it: what passes here
+// has lost no packet.
+func TestRestartsUnderLoadLoseNothing(t *testing.T) {
+	eachMode(t, []modeTest{{"restarts", restarts}})
+}
+
+func restarts(t *testing.T, l *Lab) {
+	l.Service(Spec{Pods: []string{"a-1", "b-1"}})
+	o := startLoad(t, l)
+	o.more(500)
+	for i := range 4 {
+		if i%2 == 0 {
+			l.A.Crash()
+		} else if err := l.A.Down(); err != nil {
+			t.Errorf("SIGTERM: %v", err)
+		}
+		o.more(500) // while no daemon runs
+		l.A.Up()    // which loads all programs anew and replaces them in place
+		o.more(500)
+		if t.Failed() {
+			break
+		}
+	}
+	o.end()
+	if lines := Drops(l.A); lines != "" {
+		t.Errorf("packets were dropped:\n%s", lines)
+	}
+}
+
+// A flood of SYNs from outside breaks no connection, neither to a pod of the node
+// nor to one of another.
+func TestSYNFloodFromOutsideBreaksNoConnection(t *testing.T) {
+	capacity, established := 32768, connections()
+	if inGuest() {
+		capacity = 2048
+	}
+	eachMode(t, []modeTest{{"flood", func(t *testing.T, l *Lab) { flood(t, l, capacity, established) }}}, "--conntrack-max-entries", fmt.Sprint(capacity))
+}
+
+func flood(t *testing.T, l *Lab, capacity, established int) {
+	l.Service(Spec{Pods: []string{"a-1", "b-1"}})
+	f := Frontend{"LoadBalancer", "tcp", netip.AddrPortFrom(Balancer[0], TCPPort)}
+	open := make([]net.Conn, established)
+	report(t, "connections", established, parallel(established, func(i int) error {
+		c, err := l.Dial(f)
+		if err != nil {
+			return err
+		}
+		open[i] = c
+		_, err = AskOn(c, Payload(i, 100), Patience)
+		return err
+	}))
+	defer func() {
+		for _, c := range open {
+			if c != nil {
+				c.Close()
+			}
+		}
+	}()
+	if t.Failed() {
+		return
+	}
+	l.forge(t, packet.Segment(netip.AddrPortFrom(Client[0], 999), f.Address, packet.RST)) // the neighbour is known
+	for _, target := range []Frontend{f, {"NodePort", "tcp", netip.AddrPortFrom(l.A.IP, TCPNodePort)}, {"NodePort", "udp", netip.AddrPortFrom(l.A.IP, UDPNodePort)}} {
+		began := time.Now()
+		count := 4 * capacity
+		err := fate.Forge(l.Client, l.wire, l.A.IP.String(), count, func(i int) packet.Packet {
+			source := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 16), byte(i >> 8)}), uint16(1024+i%64000))
+			if target.Network == "udp" {
+				return packet.Datagram(source, target.Address, "x")
+			}
+			return packet.Segment(source, target.Address, packet.SYN)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%d packets to %s in %v", count, target, time.Since(began))
+		report(t, "established connections", established, parallel(established, func(i int) error { return echoOn(open[i], Payload(i, 100)) }))
+		// And new ones still come in.
+		report(t, "new connections", 20, parallel(20, func(i int) error { _, err := l.check(f, Payload(i, 100)); return err }))
+	}
+}

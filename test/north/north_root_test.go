@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build root
+
+package north
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/mooring-cni/mooring/test/netns"
+	"github.com/mooring-cni/mooring/test/scenario"
+)
+
+func TestMain(m *testing.M) {
+	netns.OnInterrupt()
+	code := m.Run()
+	scenario.RemovePrograms()
+	os.Exit(code)
+}
+
+// inGuest says that the machine is emulated, and slow.
+func inGuest() bool { return os.Getenv("MOORING_KERNEL") != "" }
+
+// connections is how many of each kind are made.
+func connections() int {
+	if inGuest() {
+		return 20
+	}
+	return 1000
+}
+
+// with is the lab for a subtest.
+func (l *Lab) with(t *testing.T) *Lab {
+	own := *l
+	own.T = t
+	return &own
+}
+
+// eachMode runs tests in every mode, each mode in a lab of its own with two pods
+// on either node.
+func eachMode(t *testing.T, tests []modeTest, flags ...string) {
+	t.Helper()
+	for _, mode := range Modes {
+		t.Run(mode.String(), func(t *testing.T) {
+			l := New(t, mode, flags...)
+			l.Pods("a-1", "a-2", "b-1", "b-2")
+			for _, test := range tests {
+				t.Run(test.name, func(t *testing.T) { test.run(t, l.with(t)) })
+			}
+		})
+	}
+}
+
+type modeTest struct {
+	name string
+	run  func(t *testing.T, l *Lab)
+}
+
+// parallel calls f with every number below count, several at a time, and gives
+// the errors.
+func parallel(count int, f func(i int) error) (failed []error) {
+	const width = 8
+	var mutex sync.Mutex
+	var wait sync.WaitGroup
+	next := make(chan int)
+	for range width {
+		wait.Go(func() {
+			for i := range next {
+				if err := f(i); err != nil {
+					mutex.Lock()
+					failed = append(failed, fmt.Errorf("%d: %w", i, err))
+					mutex.Unlock()
+				}
+			}
+		})
+	}
+	for i := range count {
+		next <- i
+	}
+	close(next)
+	wait.Wait()
+	return failed
+}
+
+func report(t *testing.T, what string, count int, failed []error) {
+	t.Helper()
+	for _, err := range failed[:min(len(failed), 5)] {
+		t.Errorf("%s: %v", what, err)
+	}
+	if len(failed) > 0 {
+		t.Errorf("%s: %d of %d failed", what, len(failed), count)
+	}
+}
+
+// check is that somebody answers, and sees the client that it has to see.
+func (l *Lab) check(f Frontend, payload []byte) (pod string, err error) {
+	a, err := l.Ask(f, payload)
+	if err != nil {
+		return "", err
+	}
+	if want := l.seenBy(a.Pod, f); !slices.Contains(want, a.Client.Addr()) {
+		return "", fmt.Errorf("%s sees %s, want one of %v", a.Pod, a.Client, want)
+	}
+	return a.Pod, nil
+}
+
+// seenBy tells whom a pod sees that the client asked through node-a: the client
+// itself, or, where the answer must come back by the node, that.
+func (l *Lab) seenBy(pod string, f Frontend) []netip.Addr {
+	if l.NodeOf(pod) == l.A || l.Mode.NodePort == "dsr" {
+		return []netip.Addr{l.ClientFor(f)}
+	}
+	return []netip.Addr{l.A.IP, l.A.IP6}
+}
+
+// dropped is how many packets a node has dropped from outside for a reason.
+func dropped(t *testing.T, n *scenario.Node, reason string) (sum int) {
+	t.Helper()
+	for line := range strings.Lines(Drops(n)) {
+		if strings.Contains(line, `direction="from_wire"`) && strings.Contains(line, `reason="`+reason+`"`) {
+			words := strings.Fields(line)
+			count, err := strconv.ParseFloat(words[len(words)-1], 64)
+			if err != nil {
+				t.Fatalf("%q: %v", line, err)
+			}
+			sum += int(count)
+		}
+	}
+	return sum
+}
+
+// eachFrontend runs a test for every frontend. UDP flows of the client's ports to
+// the pods by other frontends are forgotten before each.
+func (l *Lab) eachFrontend(t *testing.T, test func(t *testing.T, f Frontend)) {
+	t.Helper()
+	for _, f := range l.Frontends() {
+		t.Run(f.String(), func(t *testing.T) {
+			l.flush()
+			test(t, f)
+		})
+	}
+}
+
+func TestClientsReachServices(t *testing.T) {
+	eachMode(t, []modeTest{
+		{"pods of the node that is asked", func(t *testing.T, l *Lab) { l.thousands(t, "a-1", "a-2") }},
+		{"pods of another node", func(t *testing.T, l *Lab) { l.thousands(t, "b-1", "b-2") }},
+		{"pods of both", func(t *testing.T, l *Lab) { l.thousands(t, "a-1", "b-1") }},
+	})
+}
+
+// thousands of new connections all get their answer, through every frontend.
+func (l *Lab) thousands(t *testing.T, backends ...string) {
+	l.Service(Spec{Pods: backends})
+	l.eachFrontend(t, func(t *testing.T, f Frontend) {
+		var mutex sync.Mutex
+		answered := map[string]int{}
+		count := connections()
+		report(t, f.String(), count, parallel(count, func(i int) error {
+			pod, err := l.check(f, Payload(i, 1+i%1200))
+			mutex.Lock()
+			defer mutex.Unlock()
+			answered[pod]++
+			return err
+		}))
+		for _, pod := range backends {
+			// Even with 20 it is less likely than 1 in 100,000 that one of two gets none.
+			if answered[pod] == 0 {
+				t.Errorf("%s was never chosen: %v", pod, answered)
+			}
+		}
+	})
+}
+
+func netAddr(a netip.AddrPort) net.Addr { return net.UDPAddrFromAddrPort(a) }
