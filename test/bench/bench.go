@@ -23,6 +23,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -153,7 +154,8 @@ func (b *B) Value(c Contestant, value float64) {
 	b.Add(c, []float64{value})
 }
 
-// Sets are those of the names, in order; no name means all.
+// Sets are those of the names, in order; no name means all, and one also means
+// those whose names it begins: north means north-flow.
 func Sets(names []string) ([]Set, error) {
 	slices.SortFunc(sets, func(a, b Set) int { return cmp.Compare(a.Name, b.Name) })
 	if len(names) == 0 {
@@ -161,15 +163,19 @@ func Sets(names []string) ([]Set, error) {
 	}
 	var chosen []Set
 	for _, name := range names {
-		i := slices.IndexFunc(sets, func(s Set) bool { return s.Name == name })
-		if i < 0 {
+		before := len(chosen)
+		for _, s := range sets {
+			if s.Name == name || strings.HasPrefix(s.Name, name+"-") {
+				chosen = append(chosen, s)
+			}
+		}
+		if len(chosen) == before {
 			var known []string
 			for _, s := range sets {
 				known = append(known, s.Name)
 			}
 			return nil, fmt.Errorf("there is no set of rows %q, but %q", name, known)
 		}
-		chosen = append(chosen, sets[i])
 	}
 	return chosen, nil
 }
