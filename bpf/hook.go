@@ -46,6 +46,11 @@ var hookPrograms = map[string][]string{
 	HookOff:        {},
 }
 
+// nested is the end of a copy's name. The kernel skips a tracing program that is running
+// on that processor already, as one is that ran in a process and was interrupted by a
+// packet; of two copies, one after the other, only one can be running.
+const nested = "_nested"
+
 // attachHook attaches the best hook that the kernel lets us, or the one that is
 // asked for. Links are pinned: sockets end while no daemon runs. Those of an
 // earlier run go when the new ones are in place; that both run for a moment does
@@ -91,10 +96,17 @@ func why(err error) string {
 }
 
 func (d *Datapath) tryHook(mode string, opts Options) error {
-	names := hookPrograms[mode]
 	spec, err := loadSock()
 	if err != nil {
 		return fmt.Errorf("read socket programs: %w", err)
+	}
+	var names []string
+	for _, name := range hookPrograms[mode] {
+		names = append(names, name)
+		if p := spec.Programs[name]; p.Type == ebpf.Tracing {
+			spec.Programs[name+nested] = p.Copy()
+			names = append(names, name+nested)
+		}
 	}
 	for name := range spec.Programs {
 		if !slices.Contains(rollPrograms, name) && !slices.Contains(names, name) {

@@ -253,18 +253,21 @@ ALWAYS int ct_update(struct ct_entry *e, const struct pkt *p)
 	return promote;
 }
 
-/* Overwrite an entry with the next flow on its tuple, unless somebody is deleting it. */
+/*
+ * Overwrite an entry with the next flow on its tuple, unless somebody is deleting it.
+ * It is claimed meanwhile: nobody may judge it by what is half the last flow's.
+ */
 ALWAYS int ct_take_over(struct ct_entry *e, const struct ct_entry *next)
 {
 	__u32 life = e->life;
 	__u32 place = e->flags & CT_F_EMBRYONIC;
 
-	if ((life & CT_LIFE_CLAIMED) ||
-	    __sync_val_compare_and_swap(&e->life, life, life + 2) != life)
+	/* A claim on an entry that was not heard of for long is taken for one left behind. */
+	e->seen = next->seen;
+	if (!ct_claim(e, life))
 		return 0;
 	e->cookie[0] = next->cookie[0];
 	e->cookie[1] = next->cookie[1];
-	e->seen = next->seen;
 	e->packets[0] = next->packets[0];
 	e->packets[1] = 0;
 	e->bytes[0] = next->bytes[0];
@@ -285,6 +288,7 @@ ALWAYS int ct_take_over(struct ct_entry *e, const struct ct_entry *next)
 	e->flags = (next->flags & ~CT_F_EMBRYONIC) | place;
 	e->policy = next->policy;
 	e->confirmed = 0;
+	__sync_val_compare_and_swap(&e->life, life | CT_LIFE_CLAIMED, life + 2);
 	return 1;
 }
 

@@ -154,13 +154,18 @@ ALWAYS int ct_end_decision(const struct ct_key *flow, const struct ct_entry *e)
 {
 	struct ct_entry *svc;
 	struct ct_key key;
+	__u32 life;
 
 	if (flow->type != CT_FLOW || !e->service)
 		return 0;
 	ct_svc_key_of_flow(&key, flow, e);
 	svc = ct_at(&key);
-	return svc && !svc->cookie[0] && svc->backend == e->backend &&
-	       svc->backend_generation == e->backend_generation && ct_claim(svc, svc->life) &&
+	if (!svc)
+		return 0;
+	/* Read before the rest: who takes it over changes it first. */
+	life = *(volatile __u32 *)&svc->life;
+	return !svc->cookie[0] && svc->backend == e->backend &&
+	       svc->backend_generation == e->backend_generation && ct_claim(svc, life) &&
 	       ct_delete_claimed(&key, svc);
 }
 
@@ -175,27 +180,42 @@ static __noinline int ct_end(const struct ct_key *flow, struct ct_entry *e, __u3
 	return n;
 }
 
-/* An ending in the making: the stack of a program and all that it calls is 512 bytes. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct ending);
-} ct_endings SEC(".maps");
+/*
+ * Where an ending is made, and an entry is put on its way from one table to the other:
+ * the stack of a program and all that it calls is 512 bytes. A hook that runs in a
+ * process may be interrupted by one that runs for a packet, so there are several.
+ */
+#define CT_BENCHES 3
 
-/* An entry on its way from one table to the other. */
+struct ct_bench {
+	struct ct_entry copy;
+	struct ending end;
+	__u32 taken;
+	__u32 pad;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, CT_BENCHES);
 	__type(key, __u32);
-	__type(value, struct ct_entry);
-} ct_copies SEC(".maps");
+	__type(value, struct ct_bench);
+} ct_benches SEC(".maps");
+
+ALWAYS struct ct_bench *ct_bench_take(void)
+{
+	for (__u32 i = 0; i < CT_BENCHES; i++) {
+		__u32 place = i;
+		struct ct_bench *b = bpf_map_lookup_elem(&ct_benches, &place);
+
+		if (b && !__sync_val_compare_and_swap(&b->taken, 0, 1))
+			return b;
+	}
+	return NULL;
+}
 
 /* Move an entry that is over to where it pushes out only its like. It keeps its life. */
-static __noinline void ct_demote(const struct ct_key *key, struct ct_entry *e)
+static __noinline void ct_demote(const struct ct_key *key, struct ct_entry *e, struct ct_entry *copy)
 {
-	__u32 zero = 0;
-	struct ct_entry *copy = bpf_map_lookup_elem(&ct_copies, &zero);
 	__u32 life = e->life;
 
 	if (!copy || (e->flags & CT_F_EMBRYONIC) || !ct_claim(e, life))
@@ -208,28 +228,21 @@ static __noinline void ct_demote(const struct ct_key *key, struct ct_entry *e)
 	ct_delete_claimed(key, e);
 }
 
-/*
- * Its sockets are gone: it ends when nothing was heard for the grace. When the table
- * fills up, that is not waited for at the expense of those that live.
- */
-ALWAYS void ct_bury(const struct ct_key *flow, struct ct_entry *e, int timewait)
+ALWAYS void ct_bury_at(struct ct_bench *b, const struct ct_key *flow, struct ct_entry *e, int timewait)
 {
-	__u32 zero = 0;
-	struct ending *end = bpf_map_lookup_elem(&ct_endings, &zero);
+	struct ending *end = &b->end;
 	struct ct_entry *svc;
 	long err;
 
-	if (!end)
-		return;
 	end->life = e->life;
 	if (ct_live_entries() > ct_direct_limit && !(e->flags & CT_F_EMBRYONIC)) {
 		if (e->service) {
 			ct_svc_key_of_flow(&end->key, flow, e);
 			svc = bpf_map_lookup_elem(&mooring_ct, &end->key);
 			if (svc && !svc->cookie[0] && svc->backend == e->backend)
-				ct_demote(&end->key, svc);
+				ct_demote(&end->key, svc, &b->copy);
 		}
-		ct_demote(flow, e);
+		ct_demote(flow, e, &b->copy);
 		e = ct_at(flow);
 		if (!e)
 			return;
@@ -251,6 +264,23 @@ ALWAYS void ct_bury(const struct ct_key *flow, struct ct_entry *e, int timewait)
 		ct_count(CT_STAT_GRACE_FULL);
 		ct_end(flow, e, e->life, CT_STAT_DELETED_SOCKET);
 	}
+}
+
+/*
+ * Its sockets are gone: it ends when nothing was heard for the grace. When the table
+ * fills up, that is not waited for at the expense of those that live.
+ */
+ALWAYS void ct_bury(const struct ct_key *flow, struct ct_entry *e, int timewait)
+{
+	struct ct_bench *b = ct_bench_take();
+
+	/* Its timeout is known to the sweep. */
+	if (!b) {
+		ct_count(CT_STAT_GRACE_FULL);
+		return;
+	}
+	ct_bury_at(b, flow, e, timewait);
+	b->taken = 0;
 }
 
 /* A side whose socket lives, and has this flow only: nothing else ends the entry. */

@@ -200,6 +200,7 @@ func TestFate(t *testing.T) {
 		{"nothing is left of flows that ended", nothingIsLeftOfFlowsThatEnded},
 		{"an entry shows the socket that owns it", entryShowsTheSocketThatOwnsIt},
 		{"a reused port chooses anew", func(t *testing.T, n *scenario.Node) { reusedPortChoosesAnew(t, n, served) }},
+		{"sockets that share a port take their entries along", socketsThatShareAPortTakeTheirEntriesAlong},
 		{"a socket with many flows takes them all along", socketWithManyFlowsTakesThemAllAlong},
 		{"a killed process takes its entries along", killedProcessTakesItsEntriesAlong},
 		{"a half-closed flow keeps its entry", halfClosedFlowKeepsItsEntry},
@@ -324,6 +325,44 @@ func fromPort(network string, port uint16) error {
 		return err
 	}
 	return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+}
+
+// socketsThatShareAPortTakeTheirEntriesAlong is also what a port is that is used again
+// before the end of the last socket was heard.
+func socketsThatShareAPortTakeTheirEntriesAlong(t *testing.T, n *scenario.Node) {
+	const ports, sharers = 20, 4
+	err := n.Pod("client").Do(func() error {
+		for port := range uint16(ports) {
+			for range sharers {
+				fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+				if err != nil {
+					return err
+				}
+				defer unix.Close(fd)
+				if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+					return err
+				}
+				if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
+					return err
+				}
+				if err := unix.Bind(fd, sockaddr(netip.IPv4Unspecified(), 41000+port)); err != nil {
+					return err
+				}
+				// Connected, or the answer would be any sharer's.
+				if err := unix.Connect(fd, sockaddr(vips[0], UDPPort)); err != nil {
+					return err
+				}
+				if err := exchange(fd, 1); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	left(t, n, grace(hookOf(t, n)), inTimeWait)
 }
 
 func socketWithManyFlowsTakesThemAllAlong(t *testing.T, n *scenario.Node) {
