@@ -16,9 +16,8 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	endpointMapCtCopies             = "ct_copies"
+	endpointMapCtBenches            = "ct_benches"
 	endpointMapCtDrafts             = "ct_drafts"
-	endpointMapCtEndings            = "ct_endings"
 	endpointMapIcmpQuoted           = "icmp_quoted"
 	endpointMapMooringAffinity      = "mooring_affinity"
 	endpointMapMooringBackends      = "mooring_backends"
@@ -112,9 +111,8 @@ type endpointProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type endpointMapSpecs struct {
-	CtCopies             *ebpf.MapSpec `ebpf:"ct_copies"`
+	CtBenches            *ebpf.MapSpec `ebpf:"ct_benches"`
 	CtDrafts             *ebpf.MapSpec `ebpf:"ct_drafts"`
-	CtEndings            *ebpf.MapSpec `ebpf:"ct_endings"`
 	IcmpQuoted           *ebpf.MapSpec `ebpf:"icmp_quoted"`
 	MooringAffinity      *ebpf.MapSpec `ebpf:"mooring_affinity"`
 	MooringBackends      *ebpf.MapSpec `ebpf:"mooring_backends"`
@@ -182,9 +180,8 @@ func (o *endpointObjects) Close() error {
 //
 // It can be passed to loadEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type endpointMaps struct {
-	CtCopies             *ebpf.Map `ebpf:"ct_copies"`
+	CtBenches            *ebpf.Map `ebpf:"ct_benches"`
 	CtDrafts             *ebpf.Map `ebpf:"ct_drafts"`
-	CtEndings            *ebpf.Map `ebpf:"ct_endings"`
 	IcmpQuoted           *ebpf.Map `ebpf:"icmp_quoted"`
 	MooringAffinity      *ebpf.Map `ebpf:"mooring_affinity"`
 	MooringBackends      *ebpf.Map `ebpf:"mooring_backends"`
@@ -219,9 +216,8 @@ type endpointMaps struct {
 
 func (m *endpointMaps) Close() error {
 	return _EndpointClose(
-		m.CtCopies,
+		m.CtBenches,
 		m.CtDrafts,
-		m.CtEndings,
 		m.IcmpQuoted,
 		m.MooringAffinity,
 		m.MooringBackends,

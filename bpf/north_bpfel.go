@@ -16,9 +16,8 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	northMapCtCopies             = "ct_copies"
+	northMapCtBenches            = "ct_benches"
 	northMapCtDrafts             = "ct_drafts"
-	northMapCtEndings            = "ct_endings"
 	northMapIcmpQuoted           = "icmp_quoted"
 	northMapMooringAffinity      = "mooring_affinity"
 	northMapMooringBackends      = "mooring_backends"
@@ -111,9 +110,8 @@ type northProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type northMapSpecs struct {
-	CtCopies             *ebpf.MapSpec `ebpf:"ct_copies"`
+	CtBenches            *ebpf.MapSpec `ebpf:"ct_benches"`
 	CtDrafts             *ebpf.MapSpec `ebpf:"ct_drafts"`
-	CtEndings            *ebpf.MapSpec `ebpf:"ct_endings"`
 	IcmpQuoted           *ebpf.MapSpec `ebpf:"icmp_quoted"`
 	MooringAffinity      *ebpf.MapSpec `ebpf:"mooring_affinity"`
 	MooringBackends      *ebpf.MapSpec `ebpf:"mooring_backends"`
@@ -182,9 +180,8 @@ func (o *northObjects) Close() error {
 //
 // It can be passed to loadNorthObjects or ebpf.CollectionSpec.LoadAndAssign.
 type northMaps struct {
-	CtCopies             *ebpf.Map `ebpf:"ct_copies"`
+	CtBenches            *ebpf.Map `ebpf:"ct_benches"`
 	CtDrafts             *ebpf.Map `ebpf:"ct_drafts"`
-	CtEndings            *ebpf.Map `ebpf:"ct_endings"`
 	IcmpQuoted           *ebpf.Map `ebpf:"icmp_quoted"`
 	MooringAffinity      *ebpf.Map `ebpf:"mooring_affinity"`
 	MooringBackends      *ebpf.Map `ebpf:"mooring_backends"`
@@ -220,9 +217,8 @@ type northMaps struct {
 
 func (m *northMaps) Close() error {
 	return _NorthClose(
-		m.CtCopies,
+		m.CtBenches,
 		m.CtDrafts,
-		m.CtEndings,
 		m.IcmpQuoted,
 		m.MooringAffinity,
 		m.MooringBackends,

@@ -16,8 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	sockMapCtCopies             = "ct_copies"
-	sockMapCtEndings            = "ct_endings"
+	sockMapCtBenches            = "ct_benches"
 	sockMapMooringAffinity      = "mooring_affinity"
 	sockMapMooringBackends      = "mooring_backends"
 	sockMapMooringCounters      = "mooring_counters"
@@ -121,8 +120,7 @@ type sockProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockMapSpecs struct {
-	CtCopies             *ebpf.MapSpec `ebpf:"ct_copies"`
-	CtEndings            *ebpf.MapSpec `ebpf:"ct_endings"`
+	CtBenches            *ebpf.MapSpec `ebpf:"ct_benches"`
 	MooringAffinity      *ebpf.MapSpec `ebpf:"mooring_affinity"`
 	MooringBackends      *ebpf.MapSpec `ebpf:"mooring_backends"`
 	MooringCounters      *ebpf.MapSpec `ebpf:"mooring_counters"`
@@ -188,8 +186,7 @@ func (o *sockObjects) Close() error {
 //
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockMaps struct {
-	CtCopies             *ebpf.Map `ebpf:"ct_copies"`
-	CtEndings            *ebpf.Map `ebpf:"ct_endings"`
+	CtBenches            *ebpf.Map `ebpf:"ct_benches"`
 	MooringAffinity      *ebpf.Map `ebpf:"mooring_affinity"`
 	MooringBackends      *ebpf.Map `ebpf:"mooring_backends"`
 	MooringCounters      *ebpf.Map `ebpf:"mooring_counters"`
@@ -221,8 +218,7 @@ type sockMaps struct {
 
 func (m *sockMaps) Close() error {
 	return _SockClose(
-		m.CtCopies,
-		m.CtEndings,
+		m.CtBenches,
 		m.MooringAffinity,
 		m.MooringBackends,
 		m.MooringCounters,

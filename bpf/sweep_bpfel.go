@@ -16,9 +16,8 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	sweepMapCtCopies             = "ct_copies"
+	sweepMapCtBenches            = "ct_benches"
 	sweepMapCtDrafts             = "ct_drafts"
-	sweepMapCtEndings            = "ct_endings"
 	sweepMapMooringAffinity      = "mooring_affinity"
 	sweepMapMooringBackends      = "mooring_backends"
 	sweepMapMooringCounters      = "mooring_counters"
@@ -111,9 +110,8 @@ type sweepProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type sweepMapSpecs struct {
-	CtCopies             *ebpf.MapSpec `ebpf:"ct_copies"`
+	CtBenches            *ebpf.MapSpec `ebpf:"ct_benches"`
 	CtDrafts             *ebpf.MapSpec `ebpf:"ct_drafts"`
-	CtEndings            *ebpf.MapSpec `ebpf:"ct_endings"`
 	MooringAffinity      *ebpf.MapSpec `ebpf:"mooring_affinity"`
 	MooringBackends      *ebpf.MapSpec `ebpf:"mooring_backends"`
 	MooringCounters      *ebpf.MapSpec `ebpf:"mooring_counters"`
@@ -178,9 +176,8 @@ func (o *sweepObjects) Close() error {
 //
 // It can be passed to loadSweepObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sweepMaps struct {
-	CtCopies             *ebpf.Map `ebpf:"ct_copies"`
+	CtBenches            *ebpf.Map `ebpf:"ct_benches"`
 	CtDrafts             *ebpf.Map `ebpf:"ct_drafts"`
-	CtEndings            *ebpf.Map `ebpf:"ct_endings"`
 	MooringAffinity      *ebpf.Map `ebpf:"mooring_affinity"`
 	MooringBackends      *ebpf.Map `ebpf:"mooring_backends"`
 	MooringCounters      *ebpf.Map `ebpf:"mooring_counters"`
@@ -212,9 +209,8 @@ type sweepMaps struct {
 
 func (m *sweepMaps) Close() error {
 	return _SweepClose(
-		m.CtCopies,
+		m.CtBenches,
 		m.CtDrafts,
-		m.CtEndings,
 		m.MooringAffinity,
 		m.MooringBackends,
 		m.MooringCounters,

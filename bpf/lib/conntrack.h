@@ -188,7 +188,7 @@ static __noinline void ct_mirror(const struct ct_entry *e, const struct pkt *p, 
 	svc->state = e->state;
 	/* What a reset ended does not wait as long as what is half closed. */
 	if (e->flags & CT_F_RST)
-		svc->flags |= CT_F_RST;
+		__sync_fetch_and_or(&svc->flags, CT_F_RST);
 	if (promote && (svc->flags & CT_F_EMBRYONIC))
 		ct_promote(&key);
 }
@@ -212,8 +212,8 @@ ALWAYS int ct_earned(const struct ct_entry *e, const struct pkt *p, __u8 state)
 ALWAYS int ct_update(struct ct_entry *e, const struct pkt *p)
 {
 	__u32 reply = !!(p->flags & PKT_REPLY);
-	__u32 flags = e->flags;
-	__u8 state = e->state;
+	__u32 had = *(volatile __u32 *)&e->flags, flags = had;
+	__u8 was = *(volatile __u8 *)&e->state, state = was;
 	int promote = 0;
 
 	__sync_fetch_and_add(&e->packets[reply], 1);
@@ -244,10 +244,14 @@ ALWAYS int ct_update(struct ct_entry *e, const struct pkt *p)
 		state = CT_ESTABLISHED;
 	}
 	promote = (flags & (CT_F_EMBRYONIC | CT_F_REPLIED)) == (CT_F_EMBRYONIC | CT_F_REPLIED) && ct_earned(e, p, state);
-	if (flags != e->flags)
-		e->flags = flags;
-	if (state != e->state || promote) {
-		e->state = state;
+	/* Only what this packet changes: another one, or the socket's end, may have changed the rest. */
+	if (had & ~flags)
+		__sync_fetch_and_and(&e->flags, flags | ~had);
+	if (flags & ~had)
+		__sync_fetch_and_or(&e->flags, flags & ~had);
+	if (state != was || promote) {
+		if (state != was)
+			e->state = state;
 		ct_mirror(e, p, promote);
 	}
 	return promote;
@@ -353,7 +357,7 @@ ALWAYS void ct_stillborn(const struct ct_draft *d)
 	if (!e)
 		return;
 	e->state = CT_CLOSING;
-	e->flags |= CT_F_ENDED;
+	__sync_fetch_and_or(&e->flags, CT_F_ENDED);
 	ct_bury(&d->key, e, 0);
 }
 

@@ -324,7 +324,7 @@ static __noinline void ct_release(const struct ct_key *flow, __u64 cookie, __u8 
 				svc->state = CT_TIMEWAIT;
 			else if (svc->state < CT_CLOSING)
 				svc->state = CT_CLOSING;
-			svc->flags |= CT_F_ENDED;
+			__sync_fetch_and_or(&svc->flags, CT_F_ENDED);
 		}
 	}
 	/* The other owner keeps it; but of a server's socket with many peers nothing follows for one of them. */
@@ -341,7 +341,7 @@ static __noinline void ct_release(const struct ct_key *flow, __u64 cookie, __u8 
 		e->state = CT_TIMEWAIT;
 	else if (e->state < CT_CLOSING)
 		e->state = CT_CLOSING;
-	e->flags |= CT_F_ENDED;
+	__sync_fetch_and_or(&e->flags, CT_F_ENDED);
 	if (how == RELEASE_NOW)
 		ct_end(flow, e, life, CT_STAT_DELETED_SOCKET);
 	else if (how == RELEASE_TIMEWAIT_OVER)
