@@ -64,7 +64,7 @@ func makeRootfs(path string) error {
 	if err := os.RemoveAll(path + ".new"); err != nil { // of a run that was ended
 		return err
 	}
-	command := exec.Command("debootstrap", "--variant=minbase", "--include=curl,netcat-openbsd,iproute2,dnsutils,socat,iperf", "bookworm", path+".new")
+	command := exec.Command("debootstrap", "--variant=minbase", "--include=curl,wget,netcat-openbsd,iproute2,dnsutils,socat,iperf", "bookworm", path+".new")
 	if out, err := command.CombinedOutput(); err != nil {
 		return fmt.Errorf("debootstrap: %w\n%s", err, out)
 	}
