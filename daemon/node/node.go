@@ -148,8 +148,9 @@ func (m *Manager) Run(ctx context.Context) error {
 	}
 }
 
-// watchKernel pokes when one of our routes goes, as all do with a link that
-// goes down, or when a link comes up. Without it the ticker does the same later.
+// watchKernel pokes when one of our routes goes, as all do with a link that goes
+// down, when an uplink comes or goes, and when its addresses change. Without it
+// the ticker does the same later.
 func (m *Manager) watchKernel(stop chan struct{}) {
 	routes := make(chan netlink.RouteUpdate, 64)
 	if err := netlink.RouteSubscribe(routes, stop); err != nil {
@@ -171,11 +172,24 @@ func (m *Manager) watchKernel(stop chan struct{}) {
 			up := map[int32]bool{}
 			for update := range links {
 				now := update.Header.Type == unix.RTM_NEWLINK && update.IfInfomsg.Flags&unix.IFF_RUNNING != 0
-				if now != up[update.Index] && m.isUplink(update.Link.Attrs().Name) {
+				before, known := up[update.Index]
+				if (!known || now != before) && m.isUplink(update.Link.Attrs().Name) {
 					m.poke()
 				}
 				if up[update.Index] = now; update.Header.Type == unix.RTM_DELLINK {
 					delete(up, update.Index)
+				}
+			}
+		}()
+	}
+	addresses := make(chan netlink.AddrUpdate, 64)
+	if err := netlink.AddrSubscribe(addresses, stop); err != nil {
+		m.options.Log.Warn("watch addresses", "error", err)
+	} else {
+		go func() {
+			for update := range addresses {
+				if m.isUplinkAt(update.LinkIndex) {
+					m.poke()
 				}
 			}
 		}()
@@ -188,6 +202,12 @@ func (m *Manager) isUplink(name string) bool {
 	m.mutex.Lock()
 	defer m.mutex.Unlock()
 	return slices.Contains(m.options.Devices, name) || slices.ContainsFunc(m.uplinks, func(u Uplink) bool { return u.Name == name })
+}
+
+func (m *Manager) isUplinkAt(index int) bool {
+	m.mutex.Lock()
+	defer m.mutex.Unlock()
+	return slices.ContainsFunc(m.uplinks, func(u Uplink) bool { return u.Index == index })
 }
 
 // reconcile looks at everything once and mends what differs.
