@@ -189,6 +189,7 @@ func nothing(api.Connection) bool { return false }
 // is emulated.
 func TestFate(t *testing.T) {
 	n, served := newServedNode(t, servers)
+	started := time.Now()
 	hook := hookOf(t, n)
 	if hook == "off" {
 		t.Fatal("no hook")
@@ -212,8 +213,12 @@ func TestFate(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) { test.run(t, n) })
 	}
 	s := stats(t, n)
-	if s.InsertFailed != 0 || s.DeleteFailed != 0 || s.Evicted != 0 || s.Deleted.Expired != 0 {
-		t.Errorf("insertions or deletions failed, or timers ended flows: %+v", s)
+	if s.InsertFailed != 0 || s.DeleteFailed != 0 || s.Evicted != 0 {
+		t.Errorf("insertions or deletions failed: %+v", s)
+	}
+	// Where all that took longer than TIME_WAIT the sweep may have come first to what was in it.
+	if s.Deleted.Expired != 0 && time.Since(started) < time.Minute {
+		t.Errorf("timers ended flows: %+v", s)
 	}
 	began := time.Now()
 	left(t, n, 65*time.Second+grace(hook), nothing)

@@ -101,10 +101,17 @@ var Jobs = []Job{
 	{Package: "./test/reachability", Run: "^TestProgramsAgreeWithTheReference$"},
 }
 
+// ends are the ways in which most flows end, and TIME_WAIT after them.
+const ends = "^TestFate$/^(nothing_is_left_of_flows_that_ended|an_entry_shows|a_reused_port|sockets_that_share|a_deleted_pod)"
+
 // Long are jobs that run when KERNELS_LONG=1 or KERNELS_JOBS asks for them: with them
 // a kernel takes several minutes.
 var Long = []Job{
 	{Package: "./test/packet", Timeout: 6 * time.Minute},
+	{Name: "ends/trampoline", Package: "./test/fate", Run: ends, Env: []string{"MOORING_HOOK=trampoline"}, Timeout: 5 * time.Minute,
+		Commands: datapathCommands, Programs: datapathPrograms},
+	{Name: "ends/tracepoint", Package: "./test/fate", Run: ends, Env: []string{"MOORING_HOOK=tracepoint"}, Timeout: 5 * time.Minute,
+		Commands: datapathCommands, Programs: datapathPrograms},
 	{Name: "fate/trampoline", Package: "./test/fate", Run: "^TestFate$", Env: []string{"MOORING_HOOK=trampoline"}, Timeout: 6 * time.Minute,
 		Commands: datapathCommands, Programs: datapathPrograms},
 	{Name: "fate/tracepoint", Package: "./test/fate", Run: "^TestFate$", Env: []string{"MOORING_HOOK=tracepoint"}, Timeout: 6 * time.Minute,
