@@ -70,6 +70,7 @@ type Bound struct {
 	Ratio         bool
 	Least, Most   float64 // zero: no bound
 	InsteadOfBest bool    // the median is what counts
+	None          bool    // nothing at all
 }
 
 // Row is a result, and what bench.json has.
@@ -116,7 +117,7 @@ func (b *B) Add(c Contestant, samples []float64) {
 	if isRate(c.Unit) {
 		row.Best = sorted[len(sorted)-1]
 	}
-	if row.Best <= 0 {
+	if row.Best <= 0 && c.Unit != "entries" {
 		b.Errorf("%s: %v %s is no figure", c.Name, row.Best, c.Unit)
 	}
 	if c.Against != "" {
@@ -138,6 +139,9 @@ func (b *B) Add(c Contestant, samples []float64) {
 		value, unit = row.Ratio, "x"
 	}
 	switch {
+	case c.Bound.None:
+		row.Promise = "0" + unit
+		row.Kept = new(value == 0)
 	case c.Bound.Least > 0:
 		row.Promise = fmt.Sprintf(">= %g%s", c.Bound.Least, unit)
 		row.Kept = new(value >= c.Bound.Least)

@@ -48,6 +48,7 @@ const (
 
 type workerTask struct {
 	Kind   Kind // empty: server
+	Server int  // of which type of socket; 0: as the port says
 	Target netip.AddrPort
 	For    time.Duration
 }
@@ -131,7 +132,7 @@ func Rate(t netns.T, ns *netns.NS, kind Kind, target netip.AddrPort, while time.
 
 func (w workerTask) run() error {
 	switch {
-	case w.Kind == "" && w.Target.Port() == TCPPort:
+	case w.Kind == "" && (w.Server == unix.SOCK_STREAM || w.Target.Port() == TCPPort):
 		return w.serveTCP()
 	case w.Kind == "":
 		return w.serveUDP()
