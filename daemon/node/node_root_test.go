@@ -365,6 +365,8 @@ func TestPodIsHiddenFromTheWorldButNotFromOtherPods(t *testing.T) {
 	defer stop()
 	m.SetNodes([]model.Node{machine("b", []string{"192.0.2.254"}, "10.244.1.0/24")})
 	eventually(t, "route to b's pods", func() bool { return strings.Contains(strings.Join(ourRoutes(t), " "), "10.244.1.0/24 via 192.0.2.254") })
+	// The rules come after the routes.
+	eventually(t, "b is of the cluster to the rules", func() bool { return strings.Contains(rulesOf(t), "192.0.2.254") })
 	noProblems(t, m)
 	for _, test := range []struct{ to, want string }{
 		{"192.0.2.254", "10.244.0.5"}, // a node of the cluster
