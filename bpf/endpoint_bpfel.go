@@ -27,6 +27,7 @@ const (
 	endpointMapMooringCtEmbryonic   = "mooring_ct_embryonic"
 	endpointMapMooringCtLive        = "mooring_ct_live"
 	endpointMapMooringCtStats       = "mooring_ct_stats"
+	endpointMapMooringDoors         = "mooring_doors"
 	endpointMapMooringEnded         = "mooring_ended"
 	endpointMapMooringEndpoints     = "mooring_endpoints"
 	endpointMapMooringEvents        = "mooring_events"
@@ -122,6 +123,7 @@ type endpointMapSpecs struct {
 	MooringCtEmbryonic   *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
 	MooringCtLive        *ebpf.MapSpec `ebpf:"mooring_ct_live"`
 	MooringCtStats       *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
+	MooringDoors         *ebpf.MapSpec `ebpf:"mooring_doors"`
 	MooringEnded         *ebpf.MapSpec `ebpf:"mooring_ended"`
 	MooringEndpoints     *ebpf.MapSpec `ebpf:"mooring_endpoints"`
 	MooringEvents        *ebpf.MapSpec `ebpf:"mooring_events"`
@@ -191,6 +193,7 @@ type endpointMaps struct {
 	MooringCtEmbryonic   *ebpf.Map `ebpf:"mooring_ct_embryonic"`
 	MooringCtLive        *ebpf.Map `ebpf:"mooring_ct_live"`
 	MooringCtStats       *ebpf.Map `ebpf:"mooring_ct_stats"`
+	MooringDoors         *ebpf.Map `ebpf:"mooring_doors"`
 	MooringEnded         *ebpf.Map `ebpf:"mooring_ended"`
 	MooringEndpoints     *ebpf.Map `ebpf:"mooring_endpoints"`
 	MooringEvents        *ebpf.Map `ebpf:"mooring_events"`
@@ -227,6 +230,7 @@ func (m *endpointMaps) Close() error {
 		m.MooringCtEmbryonic,
 		m.MooringCtLive,
 		m.MooringCtStats,
+		m.MooringDoors,
 		m.MooringEnded,
 		m.MooringEndpoints,
 		m.MooringEvents,

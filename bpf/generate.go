@@ -11,5 +11,6 @@ package bpf
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -Wall -Werror -Wno-unused-function -mcpu=v3 -Ilib -I/usr/include/x86_64-linux-gnu" -target bpfel -go-package bpf -no-global-types host host.c
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -Wall -Werror -Wno-unused-function -mcpu=v3 -Ilib -I/usr/include/x86_64-linux-gnu" -target bpfel -go-package bpf -no-global-types overlay overlay.c
 //go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -Wall -Werror -Wno-unused-function -mcpu=v3 -Ilib -I/usr/include/x86_64-linux-gnu" -target bpfel -go-package bpf -no-global-types north north.c
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -cflags "-O2 -Wall -Werror -Wno-unused-function -mcpu=v3 -Ilib -I/usr/include/x86_64-linux-gnu" -target bpfel -go-package bpf -no-global-types xdp xdp.c
 //go:generate go tool stringer -type abiDropReason -trimprefix abiDropReason -output drop_reason_string.go
 //go:generate go tool stringer -type abiDirection -trimprefix abiDirection -output direction_string.go

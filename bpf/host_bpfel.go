@@ -24,6 +24,7 @@ const (
 	hostMapMooringCtEmbryonic   = "mooring_ct_embryonic"
 	hostMapMooringCtLive        = "mooring_ct_live"
 	hostMapMooringCtStats       = "mooring_ct_stats"
+	hostMapMooringDoors         = "mooring_doors"
 	hostMapMooringEnded         = "mooring_ended"
 	hostMapMooringEndpoints     = "mooring_endpoints"
 	hostMapMooringEvents        = "mooring_events"
@@ -135,6 +136,7 @@ type hostMapSpecs struct {
 	MooringCtEmbryonic   *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
 	MooringCtLive        *ebpf.MapSpec `ebpf:"mooring_ct_live"`
 	MooringCtStats       *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
+	MooringDoors         *ebpf.MapSpec `ebpf:"mooring_doors"`
 	MooringEnded         *ebpf.MapSpec `ebpf:"mooring_ended"`
 	MooringEndpoints     *ebpf.MapSpec `ebpf:"mooring_endpoints"`
 	MooringEvents        *ebpf.MapSpec `ebpf:"mooring_events"`
@@ -206,6 +208,7 @@ type hostMaps struct {
 	MooringCtEmbryonic   *ebpf.Map `ebpf:"mooring_ct_embryonic"`
 	MooringCtLive        *ebpf.Map `ebpf:"mooring_ct_live"`
 	MooringCtStats       *ebpf.Map `ebpf:"mooring_ct_stats"`
+	MooringDoors         *ebpf.Map `ebpf:"mooring_doors"`
 	MooringEnded         *ebpf.Map `ebpf:"mooring_ended"`
 	MooringEndpoints     *ebpf.Map `ebpf:"mooring_endpoints"`
 	MooringEvents        *ebpf.Map `ebpf:"mooring_events"`
@@ -239,6 +242,7 @@ func (m *hostMaps) Close() error {
 		m.MooringCtEmbryonic,
 		m.MooringCtLive,
 		m.MooringCtStats,
+		m.MooringDoors,
 		m.MooringEnded,
 		m.MooringEndpoints,
 		m.MooringEvents,

@@ -55,6 +55,7 @@ type Maps struct {
 	SourceRanges  *ebpf.Map `ebpf:"mooring_source_ranges"`
 	Uplinks       *ebpf.Map `ebpf:"mooring_uplinks"`
 	NodeAddresses *ebpf.Map `ebpf:"mooring_node_addresses"`
+	Doors         *ebpf.Map `ebpf:"mooring_doors"`
 }
 
 // Programs are what a daemon runs or attaches.
@@ -76,9 +77,10 @@ type Datapath struct {
 	// Hook is how ends of sockets are noticed.
 	Hook Hook
 
-	pins Pins
-	roll rollCall
-	mu   sync.Mutex // of mooring_shared
+	options Options
+	pins    Pins
+	roll    rollCall
+	mu      sync.Mutex // of mooring_shared
 }
 
 // Load loads the programs and pins them and their maps below opts.BPFFS. Maps
@@ -91,7 +93,7 @@ func Load(opts Options) (*Datapath, error) {
 	if err := Mount(opts.BPFFS); err != nil {
 		return nil, err
 	}
-	d := &Datapath{pins: PinsAt(opts.BPFFS)}
+	d := &Datapath{options: opts, pins: PinsAt(opts.BPFFS)}
 	if err := d.pins.make(); err != nil {
 		return nil, err
 	}
@@ -243,7 +245,7 @@ func (d *Datapath) Close() error {
 		d.CT, d.Embryonic, d.Live, d.Sockets, d.Ended, d.TimeWait, d.Late, d.Crowds, d.CTStats,
 		d.Endpoints, d.Services, d.Slots, d.Backends, d.Affinity, d.Frags, d.Counters, d.Events, d.Shared,
 		d.Policies, d.Identities, d.Verdicts, d.Profiles, d.PolicyDrops, d.Tunnels,
-		d.SourceRanges, d.Uplinks, d.NodeAddresses,
+		d.SourceRanges, d.Uplinks, d.NodeAddresses, d.Doors,
 	} {
 		m.Close()
 	}

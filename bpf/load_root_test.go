@@ -24,6 +24,11 @@ func TestEveryProgramLoads(t *testing.T) {
 	if _, err := d.Bury(); err != nil {
 		t.Error(err)
 	}
+	driver, err := d.LoadXDP(XDPOptions{MAC: [6]byte{2, 0, 0, 0, 0, 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	driver.Close()
 }
 
 // load loads the datapath below a BPF filesystem of the test's own.

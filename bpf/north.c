@@ -8,6 +8,7 @@
 #include "lib/policy.h"
 #include "lib/icmp.h"
 #include "lib/north.h"
+#include "lib/meta.h"
 #include "lib/finish.h"
 
 /* Whether the packet's destination is any of our business, where it is not known to be right. */
@@ -73,8 +74,20 @@ SEC("tc")
 int from_wire(ctx_t *ctx)
 {
 	struct pkt p = { .direction = FROM_WIRE };
+	struct wire_meta *done = meta_at(ctx);
+	struct ethhdr *eth;
 	int verdict;
 
+	/* The driver's program has done all but what only tc can. */
+	if (done) {
+		eth = pkt_at(ctx, 0, sizeof(*eth));
+		done = meta_at(ctx);
+		if (!eth || !done)
+			return TC_ACT_SHOT;
+		__builtin_memcpy(eth->h_dest, done->mac, ETH_ALEN);
+		__builtin_memcpy(eth->h_source, done->host_mac, ETH_ALEN);
+		return bpf_redirect_peer(done->ifindex, 0);
+	}
 	/* What a device in promiscuous mode sees of others' is not for us. */
 	if (ctx->pkt_type != PACKET_HOST)
 		return TC_ACT_UNSPEC;

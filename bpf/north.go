@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -35,6 +36,16 @@ const (
 	DropDSROption   = abiDropReasonDROP_DSR_OPTION
 )
 
+// Door is the place of an address's bit in mooring_doors, as lib/fast.h:fast_door looks for it.
+func Door(a Addr) (word int, bit uint) {
+	var hash uint32
+	for i := 0; i < len(a.B); i += 4 {
+		hash ^= binary.NativeEndian.Uint32(a.B[i:])
+	}
+	hash *= 0x9e3779b1
+	return int(hash >> 22), uint(hash >> 16 & 63)
+}
+
 func (d *Datapath) loadWire(opts Options) error {
 	spec, err := loadNorth()
 	if err != nil {
@@ -61,7 +72,7 @@ func (d *Datapath) AttachUplink(ifname string, ifindex int) error {
 	return nil
 }
 
-// UplinkLinks lists the devices that have a pinned link of the uplinks' program.
+// UplinkLinks lists the devices that have a pinned link of the uplinks' program at tc.
 func (d *Datapath) UplinkLinks() ([]string, error) {
 	pins, err := filepath.Glob(d.pins.link("*", wireHook.name))
 	for i := range pins {
@@ -72,6 +83,9 @@ func (d *Datapath) UplinkLinks() ([]string, error) {
 
 // DetachUplink removes what AttachUplink made; nil when there is nothing.
 func (d *Datapath) DetachUplink(ifname string) error {
+	if err := d.DetachXDP(ifname); err != nil {
+		return err
+	}
 	if err := os.Remove(d.pins.link(ifname, wireHook.name)); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
 		return fmt.Errorf("unpin %s of %s: %w", wireHook.name, ifname, err)
 	}

@@ -27,6 +27,7 @@ const (
 	northMapMooringCtEmbryonic   = "mooring_ct_embryonic"
 	northMapMooringCtLive        = "mooring_ct_live"
 	northMapMooringCtStats       = "mooring_ct_stats"
+	northMapMooringDoors         = "mooring_doors"
 	northMapMooringEnded         = "mooring_ended"
 	northMapMooringEndpoints     = "mooring_endpoints"
 	northMapMooringEvents        = "mooring_events"
@@ -121,6 +122,7 @@ type northMapSpecs struct {
 	MooringCtEmbryonic   *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
 	MooringCtLive        *ebpf.MapSpec `ebpf:"mooring_ct_live"`
 	MooringCtStats       *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
+	MooringDoors         *ebpf.MapSpec `ebpf:"mooring_doors"`
 	MooringEnded         *ebpf.MapSpec `ebpf:"mooring_ended"`
 	MooringEndpoints     *ebpf.MapSpec `ebpf:"mooring_endpoints"`
 	MooringEvents        *ebpf.MapSpec `ebpf:"mooring_events"`
@@ -191,6 +193,7 @@ type northMaps struct {
 	MooringCtEmbryonic   *ebpf.Map `ebpf:"mooring_ct_embryonic"`
 	MooringCtLive        *ebpf.Map `ebpf:"mooring_ct_live"`
 	MooringCtStats       *ebpf.Map `ebpf:"mooring_ct_stats"`
+	MooringDoors         *ebpf.Map `ebpf:"mooring_doors"`
 	MooringEnded         *ebpf.Map `ebpf:"mooring_ended"`
 	MooringEndpoints     *ebpf.Map `ebpf:"mooring_endpoints"`
 	MooringEvents        *ebpf.Map `ebpf:"mooring_events"`
@@ -228,6 +231,7 @@ func (m *northMaps) Close() error {
 		m.MooringCtEmbryonic,
 		m.MooringCtLive,
 		m.MooringCtStats,
+		m.MooringDoors,
 		m.MooringEnded,
 		m.MooringEndpoints,
 		m.MooringEvents,

@@ -24,6 +24,7 @@ const (
 	overlayMapMooringCtEmbryonic   = "mooring_ct_embryonic"
 	overlayMapMooringCtLive        = "mooring_ct_live"
 	overlayMapMooringCtStats       = "mooring_ct_stats"
+	overlayMapMooringDoors         = "mooring_doors"
 	overlayMapMooringEnded         = "mooring_ended"
 	overlayMapMooringEndpoints     = "mooring_endpoints"
 	overlayMapMooringEvents        = "mooring_events"
@@ -105,6 +106,7 @@ type overlayMapSpecs struct {
 	MooringCtEmbryonic   *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
 	MooringCtLive        *ebpf.MapSpec `ebpf:"mooring_ct_live"`
 	MooringCtStats       *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
+	MooringDoors         *ebpf.MapSpec `ebpf:"mooring_doors"`
 	MooringEnded         *ebpf.MapSpec `ebpf:"mooring_ended"`
 	MooringEndpoints     *ebpf.MapSpec `ebpf:"mooring_endpoints"`
 	MooringEvents        *ebpf.MapSpec `ebpf:"mooring_events"`
@@ -160,6 +162,7 @@ type overlayMaps struct {
 	MooringCtEmbryonic   *ebpf.Map `ebpf:"mooring_ct_embryonic"`
 	MooringCtLive        *ebpf.Map `ebpf:"mooring_ct_live"`
 	MooringCtStats       *ebpf.Map `ebpf:"mooring_ct_stats"`
+	MooringDoors         *ebpf.Map `ebpf:"mooring_doors"`
 	MooringEnded         *ebpf.Map `ebpf:"mooring_ended"`
 	MooringEndpoints     *ebpf.Map `ebpf:"mooring_endpoints"`
 	MooringEvents        *ebpf.Map `ebpf:"mooring_events"`
@@ -191,6 +194,7 @@ func (m *overlayMaps) Close() error {
 		m.MooringCtEmbryonic,
 		m.MooringCtLive,
 		m.MooringCtStats,
+		m.MooringDoors,
 		m.MooringEnded,
 		m.MooringEndpoints,
 		m.MooringEvents,

@@ -25,7 +25,7 @@ func choices(name string) []uint8 {
 // TestHooksLoadWithEveryConstant loads the programs of packets with every
 // permutation of their one-byte constants: the verifier sees other code each time.
 func TestHooksLoadWithEveryConstant(t *testing.T) {
-	for object, load := range map[string]func() (*ebpf.CollectionSpec, error){"endpoint": loadEndpoint, "north": loadNorth} {
+	for object, load := range map[string]func() (*ebpf.CollectionSpec, error){"endpoint": loadEndpoint, "north": loadNorth, "xdp": loadXdp} {
 		t.Run(object, func(t *testing.T) {
 			spec, err := load()
 			if err != nil {

@@ -56,7 +56,7 @@ func deepest(frames map[string]int, calls map[string][]string, name string) (dep
 
 func TestNoChainOfCallsNeedsMoreStackThanTheOldestKernelHas(t *testing.T) {
 	for object, load := range map[string]func() (*ebpf.CollectionSpec, error){
-		"endpoint": loadEndpoint, "sock": loadSock, "sweep": loadSweep, "host": loadHost, "north": loadNorth,
+		"endpoint": loadEndpoint, "sock": loadSock, "sweep": loadSweep, "host": loadHost, "north": loadNorth, "xdp": loadXdp,
 	} {
 		spec, err := load()
 		if err != nil {

@@ -26,6 +26,7 @@ const (
 	sweepMapMooringCtEmbryonic   = "mooring_ct_embryonic"
 	sweepMapMooringCtLive        = "mooring_ct_live"
 	sweepMapMooringCtStats       = "mooring_ct_stats"
+	sweepMapMooringDoors         = "mooring_doors"
 	sweepMapMooringEnded         = "mooring_ended"
 	sweepMapMooringEndpoints     = "mooring_endpoints"
 	sweepMapMooringEvents        = "mooring_events"
@@ -120,6 +121,7 @@ type sweepMapSpecs struct {
 	MooringCtEmbryonic   *ebpf.MapSpec `ebpf:"mooring_ct_embryonic"`
 	MooringCtLive        *ebpf.MapSpec `ebpf:"mooring_ct_live"`
 	MooringCtStats       *ebpf.MapSpec `ebpf:"mooring_ct_stats"`
+	MooringDoors         *ebpf.MapSpec `ebpf:"mooring_doors"`
 	MooringEnded         *ebpf.MapSpec `ebpf:"mooring_ended"`
 	MooringEndpoints     *ebpf.MapSpec `ebpf:"mooring_endpoints"`
 	MooringEvents        *ebpf.MapSpec `ebpf:"mooring_events"`
@@ -186,6 +188,7 @@ type sweepMaps struct {
 	MooringCtEmbryonic   *ebpf.Map `ebpf:"mooring_ct_embryonic"`
 	MooringCtLive        *ebpf.Map `ebpf:"mooring_ct_live"`
 	MooringCtStats       *ebpf.Map `ebpf:"mooring_ct_stats"`
+	MooringDoors         *ebpf.Map `ebpf:"mooring_doors"`
 	MooringEnded         *ebpf.Map `ebpf:"mooring_ended"`
 	MooringEndpoints     *ebpf.Map `ebpf:"mooring_endpoints"`
 	MooringEvents        *ebpf.Map `ebpf:"mooring_events"`
@@ -219,6 +222,7 @@ func (m *sweepMaps) Close() error {
 		m.MooringCtEmbryonic,
 		m.MooringCtLive,
 		m.MooringCtStats,
+		m.MooringDoors,
 		m.MooringEnded,
 		m.MooringEndpoints,
 		m.MooringEvents,

@@ -168,6 +168,18 @@ struct {
 	__type(value, struct uplink);
 } mooring_uplinks SEC(".maps");
 
+/*
+ * A bit for each address that somebody who services concern may have, by its
+ * hash: what has none is passed at the driver. Writer: daemon/datapath doors.go.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1024);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, __u32);
+	__type(value, __u64);
+} mooring_doors SEC(".maps");
+
 /* This node's own addresses, on all its devices: the value is 1. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -219,21 +219,11 @@ ALWAYS int north_continue(struct pkt *p, struct north_way *w)
 	return NEXT;
 }
 
-/* Find out whether a packet is to a frontend, and its way. Returns NEXT with p->service 0 where it is to none. */
-RARELY int north_decide(ctx_t *ctx, struct pkt *p)
+/* A flow that has no way yet. Returns NEXT with p->service 0 where it is to no frontend. */
+ALWAYS int north_begin(ctx_t *ctx, struct pkt *p, struct north_way *w)
 {
-	struct north_way *w = north_way();
-	struct svc *s;
-	int ret;
+	struct svc *s = svc_find(&p->dst, p->dport, p->proto);
 
-	if (!p || !w)
-		return -DROP_NO_BACKEND;
-	if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP)
-		return svc_find(&p->dst, 0, 0) ? -DROP_PROTOCOL : NEXT;
-	ret = north_continue(p, w);
-	if (ret || p->service)
-		return ret;
-	s = svc_find(&p->dst, p->dport, p->proto);
 	if (!s)
 		return svc_find(&p->dst, 0, 0) ? -DROP_NO_PORT : NEXT;
 	if (!(s->flags & SVC_F_EXTERNAL))
@@ -241,6 +231,20 @@ RARELY int north_decide(ctx_t *ctx, struct pkt *p)
 	if (p->proto == IPPROTO_TCP && (p->tcp_flags & TCP_RST))
 		return -DROP_NO_FLOW;
 	return north_open(ctx, p, w);
+}
+
+/* Find out whether a packet is to a frontend, and its way. Returns NEXT with p->service 0 where it is to none. */
+RARELY int north_decide(ctx_t *ctx, struct pkt *p)
+{
+	struct north_way *w = north_way();
+	int ret;
+
+	if (!p || !w)
+		return -DROP_NO_BACKEND;
+	if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP)
+		return svc_find(&p->dst, 0, 0) ? -DROP_PROTOCOL : NEXT;
+	ret = north_continue(p, w);
+	return ret || p->service ? ret : north_begin(ctx, p, w);
 }
 
 /* The flow's entry has been heard, and allowed: until it is asked again the service's entry speaks for it. */
@@ -318,25 +322,46 @@ RARELY int north_back(ctx_t *ctx, struct pkt *p)
 	return wire_routed(ret) ? NEXT : -DROP_NO_ROUTE;
 }
 
+/* Whether the packet may be an answer that is to be changed: to a pod, or to a port that this node stands in by. */
+ALWAYS int north_awaited(const struct pkt *p)
+{
+	struct addr dst = p->dst;
+
+	return snat_port(p->dport) || bpf_map_lookup_elem(&mooring_endpoints, &dst);
+}
+
+/* The way of an answer to a flow through a frontend. Returns 0 for what is none. */
+ALWAYS int north_answer(const struct pkt *p, struct north_way *w)
+{
+	const struct ct_entry *e = p->flow;
+
+	if (!(p->flags & PKT_REPLY) || addr_zero(&e->nat))
+		return 0;
+	w->from = e->nat;
+	w->from_port = e->nat_port;
+	if (addr_zero(&e->origin)) {
+		w->to = p->dst;
+		w->to_port = p->dport;
+	} else {
+		w->to = e->origin;
+		w->to_port = e->origin_port;
+	}
+	return 1;
+}
+
 /* What is not to a frontend: an answer to a pod's flow through one, or to a client that this node stands in for. */
 ALWAYS int north_backward(ctx_t *ctx, struct pkt *p, struct north_way *w)
 {
 	struct ct_entry *e;
 	int ret;
 
+	if (!north_awaited(p))
+		return TO_STACK;
 	ct_lookup(p);
 	e = p->flow;
-	if (!e || !(p->flags & PKT_REPLY) || addr_zero(&e->nat))
+	if (!e || !north_answer(p, w) || !hop_left(ctx, p))
 		return TO_STACK;
-	if (!hop_left(ctx, p))
-		return TO_STACK;
-	w->from = e->nat;
-	w->from_port = e->nat_port;
-	w->to = p->dst;
-	w->to_port = p->dport;
 	if (!addr_zero(&e->origin)) {
-		w->to = e->origin;
-		w->to_port = e->origin_port;
 		ret = north_back(ctx, p);
 		if (ret)
 			return ret;

@@ -35,7 +35,8 @@ type HookStatus struct {
 // XDPStatus is the XDP mode of one uplink.
 type XDPStatus struct {
 	Device string `json:"device"`
-	Mode   string `json:"mode"` // native, generic or off
+	Mode   string `json:"mode"`             // native, generic or off
+	Reason string `json:"reason,omitempty"` // why not the one before it in this order
 }
 
 // TableStatus is the fill of the conntrack table.

@@ -21,6 +21,7 @@ type endpoints struct {
 	bpf    *bpf.Datapath
 	bpffs  string
 	reaper *reaper
+	doors  *doors
 
 	mu    sync.Mutex
 	netns map[uint32]string // of the pods, by endpoint
@@ -78,6 +79,9 @@ func (e *endpoints) AddEndpoint(ep model.Endpoint) error {
 	}
 	for _, ip := range ep.IPs {
 		key := bpf.ToAddr(ip)
+		if err := e.doors.open(key); err != nil {
+			return err
+		}
 		if err := e.bpf.Endpoints.Put(&key, &value); err != nil {
 			if errors.Is(err, ebpf.ErrKeyNotExist) || isFull(err) {
 				return fmt.Errorf("add %s to mooring_endpoints: the map is full (%d addresses)", ip, e.bpf.Endpoints.MaxEntries())

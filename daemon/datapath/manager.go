@@ -26,6 +26,7 @@ type Options struct {
 	Timeouts   conf.Timeouts
 	Hook       string // conntrack.hook
 	Policy     bool   // enforce network policies
+	XDP        string // xdp; empty: off
 	Cgroup     string // where it attaches programs of cgroups; empty: the root
 	Maglev     bool   // clients beyond the uplinks get their backend by a table, elsewhere at random
 	// Ports that are nodes' on loopback addresses too, for the host's own sockets.
@@ -66,13 +67,18 @@ func New(opts Options) (*Manager, error) {
 	}
 	m := &Manager{bpf: d, log: opts.Log}
 	m.reaper = newReaper(d, opts.Timeouts, opts.Log)
-	m.endpoints = &endpoints{bpf: d, bpffs: opts.BPFFS, reaper: m.reaper}
+	doors, err := openDoors(d)
+	if err != nil {
+		d.Close()
+		return nil, err
+	}
+	m.endpoints = &endpoints{bpf: d, bpffs: opts.BPFFS, reaper: m.reaper, doors: doors}
 	m.reaper.namespaces = m.endpoints.namespaces
 	m.events = &events{bpf: d, log: opts.Log}
 	m.overlay = &overlay{bpf: d}
-	m.north = &north{bpf: d, log: opts.Log, attached: make(map[string]int), first: true}
+	m.north = &north{bpf: d, log: opts.Log, doors: doors, mode: opts.XDP, attached: make(map[string]attachment), first: true}
 	m.policies = &policies{bpf: d, written: make(map[policy.ID][]bpf.ProfileKey)}
-	m.services, err = adoptServices(d, m.reaper, opts.Maglev)
+	m.services, err = adoptServices(d, m.reaper, doors, opts.Maglev)
 	if err == nil {
 		err = m.endpoints.refresh()
 	}

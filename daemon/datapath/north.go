@@ -3,13 +3,16 @@
 package datapath
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -23,19 +26,33 @@ import (
 type Uplink struct {
 	Name      string
 	Index     int
+	MAC       [6]byte
+	Veth      bool
+	Virtual   bool // it has no driver
 	Addresses []netip.Addr
+}
+
+// attachment is how a device's packets are looked at.
+type attachment struct {
+	index  int
+	mac    [6]byte
+	mode   string // of XDP
+	reason string // why not a better one
+	failed bool
 }
 
 // north writes mooring_uplinks and mooring_node_addresses, and attaches the
 // program that reads them. What it cannot do on one device is a problem and stops nothing else.
 type north struct {
-	bpf *bpf.Datapath
-	log *slog.Logger
+	bpf   *bpf.Datapath
+	log   *slog.Logger
+	doors *doors
+	mode  string // xdp
 
 	mu        sync.Mutex
 	uplinks   []Uplink
 	addresses []netip.Addr
-	attached  map[string]int // the index of each device that this process attached to
+	attached  map[string]attachment // by the device's name, as this process made them
 	problems  []string
 	first     bool // nothing was done yet
 }
@@ -63,14 +80,13 @@ func (n *north) SetUplinks(uplinks []Uplink, addresses []netip.Addr) {
 	fail(n.writeUplinks(uplinks))
 	fail(n.detachOthers(uplinks))
 	for _, u := range uplinks {
-		if n.attached[u.Name] == u.Index {
+		if a := n.attached[u.Name]; a.index == u.Index && a.mac == u.MAC && !a.failed {
 			continue
 		}
-		if err := n.bpf.AttachUplink(u.Name, u.Index); err != nil {
-			fail(err)
-			continue
-		}
-		n.attached[u.Name] = u.Index
+		a, err := n.attach(u)
+		fail(err)
+		a.failed = err != nil
+		n.attached[u.Name] = a
 	}
 	n.uplinks, n.addresses, n.first = slices.Clone(uplinks), slices.Clone(addresses), false
 }
@@ -79,6 +95,9 @@ func (n *north) writeAddresses(addresses []netip.Addr) error {
 	wanted := make(map[bpf.Addr]uint32)
 	for _, a := range addresses {
 		wanted[bpf.ToAddr(a)] = 1
+	}
+	if err := n.doors.open(slices.Collect(maps.Keys(wanted))...); err != nil {
+		return err
 	}
 	if err := replace(n.bpf.NodeAddresses, wanted); err != nil {
 		return fmt.Errorf("write mooring_node_addresses: %w", err)
@@ -137,13 +156,46 @@ func (n *north) detachOthers(uplinks []Uplink) error {
 	return errors.Join(errs...)
 }
 
+// attach has a device's packets looked at, at tc and, as the configuration has
+// it, at the driver. What the driver does not do tc does, so that a device without XDP serves all the same.
+func (n *north) attach(u Uplink) (a attachment, err error) {
+	a = attachment{index: u.Index, mac: u.MAC, mode: bpf.XDPOff}
+	if err := n.bpf.AttachUplink(u.Name, u.Index); err != nil {
+		return a, err
+	}
+	if u.Virtual || n.mode == "" || n.mode == bpf.XDPOff {
+		return a, n.bpf.DetachXDP(u.Name)
+	}
+	if u.Veth && n.mode == bpf.XDPAuto {
+		a.reason = "packets of a veth's other end have no sums yet, and are for tc to change"
+		return a, n.bpf.DetachXDP(u.Name)
+	}
+	modes := []string{n.mode}
+	if n.mode == bpf.XDPAuto {
+		modes = []string{bpf.XDPNative, bpf.XDPGeneric}
+	}
+	for _, mode := range modes {
+		err = n.bpf.AttachXDP(u.Name, u.Index, bpf.XDPOptions{Mode: mode, MAC: u.MAC})
+		if err == nil {
+			a.mode = mode
+			return a, nil
+		}
+		a.reason, _, _ = strings.Cut(err.Error(), "\n")
+	}
+	if n.mode == bpf.XDPAuto {
+		return a, nil // all is served, if not by the driver; status says why
+	}
+	return a, fmt.Errorf("xdp: %s: %w; services are served at tc", n.mode, err)
+}
+
 // XDP is the mode of each uplink.
 func (n *north) XDP() []api.XDPStatus {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var list []api.XDPStatus
 	for _, u := range n.uplinks {
-		list = append(list, api.XDPStatus{Device: u.Name, Mode: "off"})
+		a := n.attached[u.Name]
+		list = append(list, api.XDPStatus{Device: u.Name, Mode: cmp.Or(a.mode, bpf.XDPOff), Reason: a.reason})
 	}
 	return list
 }

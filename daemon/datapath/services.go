@@ -24,6 +24,7 @@ import (
 type services struct {
 	kernel *bpf.Datapath
 	gone   func() // called when a backend is no longer one
+	doors  *doors
 
 	mu   sync.Mutex
 	plan *plan
@@ -43,8 +44,8 @@ func (e *RefusedError) Error() string {
 }
 
 // adoptServices takes over what the maps hold.
-func adoptServices(d *bpf.Datapath, r *reaper, maglev bool) (*services, error) {
-	s := &services{kernel: d, gone: r.purgeBackends}
+func adoptServices(d *bpf.Datapath, r *reaper, o *doors, maglev bool) (*services, error) {
+	s := &services{kernel: d, gone: r.purgeBackends, doors: o}
 	s.plan = newPlan(limits{d.Services.MaxEntries(), d.Slots.MaxEntries(), d.Backends.MaxEntries(), d.SourceRanges.MaxEntries()})
 	s.plan.maglev = maglev
 	return s, s.plan.adopt(pinned{d})
@@ -70,7 +71,7 @@ func (s *services) ApplyFrontends(changed map[model.Name][]model.Frontend) error
 			continue
 		}
 		if s.plan.writes.large() {
-			if err := s.plan.writes.flushAdditions(s.kernel); err != nil {
+			if err := s.flushAdditions(); err != nil {
 				return err
 			}
 		}
@@ -134,8 +135,21 @@ func (s *services) problems() []string {
 		len(s.plan.untabled), s.plan.limits.slots)}
 }
 
+// flushAdditions writes what is new. The drivers' program looks for a frontend
+// before that is there.
+func (s *services) flushAdditions() error {
+	addresses := make([]bpf.Addr, len(s.plan.writes.serviceKeys))
+	for i := range addresses {
+		addresses[i] = s.plan.writes.serviceKeys[i].Addr
+	}
+	if err := s.doors.open(addresses...); err != nil {
+		return err
+	}
+	return s.plan.writes.flushAdditions(s.kernel)
+}
+
 func (s *services) flush() error {
-	if err := s.plan.writes.flushAdditions(s.kernel); err != nil {
+	if err := s.flushAdditions(); err != nil {
 		return err
 	}
 	gone, err := s.plan.writes.flushRemovals(s.kernel)

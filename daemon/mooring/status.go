@@ -54,7 +54,11 @@ func printStatus(w io.Writer, s api.Status) {
 		if i == 0 {
 			key = "XDP"
 		}
-		line(key, "%s %s", x.Device, x.Mode)
+		why := ""
+		if x.Reason != "" {
+			why = ": " + x.Reason
+		}
+		line(key, "%s %s%s", x.Device, x.Mode, why)
 	}
 	line("Endpoints", "%d", s.Endpoints)
 	line("Services", "%d with %s", s.Services, count(s.Backends, "backend"))

@@ -589,7 +589,6 @@ func TestSystemdIsTold(t *testing.T) {
 func TestWhatIsNotImplementedIsRefused(t *testing.T) {
 	for key, change := range map[string]func(*conf.Config){
 		"nodePort.mode": func(c *conf.Config) { c.NodePort.Mode = "dsr" },
-		"xdp":           func(c *conf.Config) { c.XDP = "native" },
 	} {
 		config := conf.Default()
 		config.Manifests = "/m"

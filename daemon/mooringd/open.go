@@ -26,7 +26,7 @@ func openDatapath(config conf.Config, uplinks []node.Uplink, log *slog.Logger) (
 	}
 	manager, err := datapath.New(datapath.Options{
 		BPFFS: config.BPFFS, MaxEntries: size, Timeouts: config.Conntrack.Timeouts,
-		Hook: config.Conntrack.Hook, Policy: config.Policy != "never", Cgroup: config.Cgroup, Maglev: config.LoadBalancing.Algorithm == "maglev",
+		Hook: config.Conntrack.Hook, Policy: config.Policy != "never", XDP: config.XDP, Cgroup: config.Cgroup, Maglev: config.LoadBalancing.Algorithm == "maglev",
 		NodePortFirst: config.NodePort.Range.First, NodePortLast: config.NodePort.Range.Last, Log: log,
 	})
 	if err != nil {
@@ -41,11 +41,11 @@ func openDatapath(config conf.Config, uplinks []node.Uplink, log *slog.Logger) (
 // addresses of the node. The device of tunnels is one: backends on other nodes answer by it.
 func wires(config conf.Config, uplinks []node.Uplink) (list []datapath.Uplink, addresses []netip.Addr) {
 	for _, u := range uplinks {
-		list = append(list, datapath.Uplink{Name: u.Name, Index: u.Index, Addresses: u.Addresses})
+		list = append(list, datapath.Uplink{Name: u.Name, Index: u.Index, MAC: u.MAC, Veth: u.Veth, Virtual: u.MAC == [6]byte{}, Addresses: u.Addresses})
 	}
 	if config.Routing.Mode == "vxlan" {
 		if u, there := node.OverlayUplink(); there {
-			list = append(list, datapath.Uplink{Name: u.Name, Index: u.Index, Addresses: u.Addresses})
+			list = append(list, datapath.Uplink{Name: u.Name, Index: u.Index, Virtual: true, Addresses: u.Addresses})
 		}
 	}
 	addresses, _ = node.AddressesIn([]netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)})

@@ -139,8 +139,6 @@ func unsupported(config conf.Config) error {
 		key, value, not, instead string
 	}{
 		{"nodePort.mode", config.NodePort.Mode, "dsr", "snat"},
-		{"xdp", config.XDP, "native", "auto or off"},
-		{"xdp", config.XDP, "generic", "auto or off"},
 	} {
 		if key.value == key.not {
 			return fmt.Errorf("%s: %s is not implemented in mooringd %s: use %s", key.key, key.not, version, key.instead)

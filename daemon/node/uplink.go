@@ -20,6 +20,8 @@ type Uplink struct {
 	Name      string
 	Index     int
 	MTU       int
+	MAC       [6]byte // 0: it has none
+	Veth      bool
 	Addresses []netip.Addr // global ones
 }
 
@@ -46,7 +48,9 @@ func Uplinks(devices []string) (uplinks []Uplink, problems []string, err error) 
 		if err != nil {
 			return nil, nil, err
 		}
-		uplinks = append(uplinks, Uplink{Name: name, Index: link.Attrs().Index, MTU: link.Attrs().MTU, Addresses: addresses})
+		u := Uplink{Name: name, Index: link.Attrs().Index, MTU: link.Attrs().MTU, Veth: link.Type() == "veth", Addresses: addresses}
+		copy(u.MAC[:], link.Attrs().HardwareAddr)
+		uplinks = append(uplinks, u)
 	}
 	return uplinks, problems, nil
 }

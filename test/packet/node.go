@@ -33,6 +33,8 @@ type Node struct {
 	slots    uint32
 	services uint32
 	shared   bpf.Shared
+	driver   *ebpf.Program // nil: none
+	fast     int           // packets that it did all of
 }
 
 // Options say what a node should have that is not usual.
@@ -43,6 +45,7 @@ type Options struct {
 	Cgroup     string // where the hook for close() attaches
 	SNATPorts  bpf.PortRange
 	NoCache    bool // see bpf.Options
+	XDP        bool // the driver's program looks at what comes by the uplink first
 }
 
 // NewNode makes a node in namespaces of its own, with an uplink to n.Outside.
@@ -55,6 +58,9 @@ func NewNode(t testing.TB, options ...Options) *Node {
 	n := &Node{Node: netns.NewNode(t)}
 	n.Datapath = n.load(t, o)
 	n.addresses(t)
+	if o.XDP {
+		n.drive(t)
+	}
 	n.changed(t)
 	pins, err := filepath.Glob(filepath.Join(n.BPFFS, "v*", "maps", "mooring_ct*"))
 	if err != nil {
@@ -71,6 +77,31 @@ func NewNode(t testing.TB, options ...Options) *Node {
 		}
 	}
 	return n
+}
+
+// drive attaches the driver's program to the uplink, whose router is known, and
+// opens every door.
+func (n *Node) drive(t testing.TB) {
+	t.Helper()
+	uplink := n.Link(t, netns.Uplink).Attrs()
+	options := bpf.XDPOptions{Mode: bpf.XDPNative}
+	copy(options.MAC[:], uplink.HardwareAddr)
+	for i := range n.Doors.MaxEntries() {
+		put(t, n.Doors, i, ^uint64(0))
+	}
+	err := n.Do(func() (err error) {
+		if n.driver, err = n.LoadXDP(options); err == nil {
+			err = n.AttachXDP(netns.Uplink, uplink.Index, options)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.driver.Close() })
+	for _, router := range []string{netns.Router, netns.Router6} {
+		neighbour(t, n.NS, netns.Uplink, netip.MustParseAddr(router), routerMAC)
+	}
 }
 
 // addresses tells the programs which addresses are the node's.

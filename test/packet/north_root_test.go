@@ -12,6 +12,32 @@ import (
 	"github.com/mooring-cni/mooring/bpf"
 )
 
+// hooks runs a test with tc alone, and with the driver's program in front of it,
+// which has to do its part.
+func hooks(t *testing.T, options Options, f func(t *testing.T, n *Node)) {
+	t.Helper()
+	eachHook(t, options, func(t *testing.T, n *Node) {
+		f(t, n)
+		if n.driver != nil && n.fast == 0 {
+			t.Error("the driver's program did nothing")
+		}
+	})
+}
+
+// eachHook is hooks for packets that the driver's program leaves to tc.
+func eachHook(t *testing.T, options Options, f func(t *testing.T, n *Node)) {
+	t.Helper()
+	if options.MaxEntries == 0 {
+		options.MaxEntries = 4096
+	}
+	for _, driven := range []bool{false, true} {
+		t.Run(map[bool]string{false: "tc", true: "driver"}[driven], func(t *testing.T) {
+			options.XDP = driven
+			f(t, NewNode(t, options))
+		})
+	}
+}
+
 // NodePort is a port of the node.
 func (n *Node) NodePort(v6 bool, port uint16) netip.AddrPort {
 	if v6 {
@@ -44,279 +70,287 @@ func (r Result) leaves(t *testing.T, src, dst netip.AddrPort) {
 }
 
 func TestAClientOutsideReachesAPodOfThisNode(t *testing.T) {
-	n := NewNode(t)
-	web := n.Pod(t)
-	families(t, func(t *testing.T, v6 bool) {
-		from, door, backend := outside(v6, 1, 4000), n.NodePort(v6, 30080), web.At(v6, 8080)
-		n.Service(t, TCP, door, backend)
+	hooks(t, Options{}, func(t *testing.T, n *Node) {
+		web := n.Pod(t)
+		families(t, func(t *testing.T, v6 bool) {
+			from, door, backend := outside(v6, 1, 4000), n.NodePort(v6, 30080), web.At(v6, 8080)
+			n.Service(t, TCP, door, backend)
 
-		in := n.Wire(t, Segment(from, door, SYN))
-		in.arrives(t, web, from, backend)
-		if in.TTL != 63 {
-			t.Errorf("it has %d hops left of 64", in.TTL)
-		}
-		n.Wire(t, Segment(from, door, SYN)).arrives(t, web, from, backend)
-		out := n.From(t, web, Segment(backend, from, SYN|ACK))
-		out.leaves(t, door, from)
-		if out.TTL != 63 {
-			t.Errorf("the answer has %d hops left of 64", out.TTL)
-		}
-		n.state(t, TCP, from, door, backend, bpf.CTNew)
-		for range 5 {
-			n.Wire(t, Segment(from, door, ACK)).arrives(t, web, from, backend)
-			n.From(t, web, Segment(backend, from, ACK)).leaves(t, door, from)
-		}
-		n.state(t, TCP, from, door, backend, bpf.CTEstablished)
-		svc, _ := n.ServiceEntry(t, TCP, from, door)
-		if svc.Packets[0] != 7 {
-			t.Errorf("the service's entry counts %d packets of 7", svc.Packets[0])
-		}
-		flow, _ := n.FlowEntry(t, TCP, from, backend)
-		if flow.Flags&bpf.CTIngress == 0 || flow.Endpoint != [2]uint16{0, web.ID} {
-			t.Errorf("the flow's entry: flags %#x, endpoints %v", flow.Flags, flow.Endpoint)
-		}
-		n.Wire(t, Segment(from, door, FIN|ACK)).arrives(t, web, from, backend)
-		n.From(t, web, Segment(backend, from, FIN|ACK)).leaves(t, door, from)
-		n.state(t, TCP, from, door, backend, bpf.CTTimeWait)
-		// Another connection on the same ports.
-		n.Wire(t, Segment(from, door, SYN)).arrives(t, web, from, backend)
-		n.state(t, TCP, from, door, backend, bpf.CTNew)
+			in := n.Wire(t, Segment(from, door, SYN))
+			in.arrives(t, web, from, backend)
+			if in.TTL != 63 {
+				t.Errorf("it has %d hops left of 64", in.TTL)
+			}
+			n.Wire(t, Segment(from, door, SYN)).arrives(t, web, from, backend)
+			out := n.From(t, web, Segment(backend, from, SYN|ACK))
+			out.leaves(t, door, from)
+			if out.TTL != 63 {
+				t.Errorf("the answer has %d hops left of 64", out.TTL)
+			}
+			n.state(t, TCP, from, door, backend, bpf.CTNew)
+			for range 5 {
+				n.Wire(t, Segment(from, door, ACK)).arrives(t, web, from, backend)
+				n.From(t, web, Segment(backend, from, ACK)).leaves(t, door, from)
+			}
+			n.state(t, TCP, from, door, backend, bpf.CTEstablished)
+			svc, _ := n.ServiceEntry(t, TCP, from, door)
+			if svc.Packets[0] != 7 {
+				t.Errorf("the service's entry counts %d packets of 7", svc.Packets[0])
+			}
+			flow, _ := n.FlowEntry(t, TCP, from, backend)
+			if flow.Flags&bpf.CTIngress == 0 || flow.Endpoint != [2]uint16{0, web.ID} {
+				t.Errorf("the flow's entry: flags %#x, endpoints %v", flow.Flags, flow.Endpoint)
+			}
+			n.Wire(t, Segment(from, door, FIN|ACK)).arrives(t, web, from, backend)
+			n.From(t, web, Segment(backend, from, FIN|ACK)).leaves(t, door, from)
+			n.state(t, TCP, from, door, backend, bpf.CTTimeWait)
+			// Another connection on the same ports.
+			n.Wire(t, Segment(from, door, SYN)).arrives(t, web, from, backend)
+			n.state(t, TCP, from, door, backend, bpf.CTNew)
 
-		n.Service(t, UDP, door, backend)
-		for _, payload := range []string{"", "q", "query", string(make([]byte, 1400)), "\xff\xff\xff\xff"} {
-			n.Wire(t, Datagram(from, door, payload)).arrives(t, web, from, backend)
-			n.From(t, web, Datagram(backend, from, payload)).leaves(t, door, from)
-		}
-		n.state(t, UDP, from, door, backend, bpf.CTEstablished)
-		bare := Datagram(from, door, "no checksum")
-		bare.NoSum = true
-		if !v6 && !n.Wire(t, bare).NoSum {
-			t.Error("a datagram without a checksum got one")
-		}
+			n.Service(t, UDP, door, backend)
+			for _, payload := range []string{"", "q", "query", string(make([]byte, 1400)), "\xff\xff\xff\xff"} {
+				n.Wire(t, Datagram(from, door, payload)).arrives(t, web, from, backend)
+				n.From(t, web, Datagram(backend, from, payload)).leaves(t, door, from)
+			}
+			n.state(t, UDP, from, door, backend, bpf.CTEstablished)
+			bare := Datagram(from, door, "no checksum")
+			bare.NoSum = true
+			if !v6 && !n.Wire(t, bare).NoSum {
+				t.Error("a datagram without a checksum got one")
+			}
+		})
 	})
 }
 
 func TestAnswersToAPodFromAnotherNodeComeWithoutTheStack(t *testing.T) {
-	n := NewNode(t)
-	client := n.Pod(t)
-	families(t, func(t *testing.T, v6 bool) {
-		from, vip, backend := client.At(v6, 4000), VIP(v6, 10, 80), elsewhere(v6, 8080)
-		n.Service(t, TCP, vip, backend)
-		n.From(t, client, Segment(from, vip, SYN)).passes(t, from, backend)
-		n.Wire(t, Segment(backend, from, SYN|ACK)).arrives(t, client, vip, from)
-		n.From(t, client, Segment(from, vip, ACK)).passes(t, from, backend)
-		n.Wire(t, Segment(backend, from, ACK)).arrives(t, client, vip, from)
-		n.state(t, TCP, from, vip, backend, bpf.CTEstablished)
-		// What is no service's is the stack's.
-		n.Wire(t, Segment(elsewhere(v6, 9), client.At(v6, 9), SYN)).passes(t, elsewhere(v6, 9), client.At(v6, 9))
+	hooks(t, Options{}, func(t *testing.T, n *Node) {
+		client := n.Pod(t)
+		families(t, func(t *testing.T, v6 bool) {
+			from, vip, backend := client.At(v6, 4000), VIP(v6, 10, 80), elsewhere(v6, 8080)
+			n.Service(t, TCP, vip, backend)
+			n.From(t, client, Segment(from, vip, SYN)).passes(t, from, backend)
+			n.Wire(t, Segment(backend, from, SYN|ACK)).arrives(t, client, vip, from)
+			n.From(t, client, Segment(from, vip, ACK)).passes(t, from, backend)
+			n.Wire(t, Segment(backend, from, ACK)).arrives(t, client, vip, from)
+			n.state(t, TCP, from, vip, backend, bpf.CTEstablished)
+			// What is no service's is the stack's.
+			n.Wire(t, Segment(elsewhere(v6, 9), client.At(v6, 9), SYN)).passes(t, elsewhere(v6, 9), client.At(v6, 9))
+		})
 	})
 }
 
 func TestABackendOnAnotherNodeSeesThisOne(t *testing.T) {
-	n := NewNode(t)
-	families(t, func(t *testing.T, v6 bool) {
-		for _, proto := range []uint8{TCP, UDP} {
-			from, door, backend := outside(v6, 1, 4000), n.NodePort(v6, 30080), elsewhere(v6, 8080)
-			n.Service(t, proto, door, backend)
-			send := func(src, dst netip.AddrPort, flags uint8) Packet {
-				if proto == UDP {
-					return Datagram(src, dst, "payload")
+	hooks(t, Options{}, func(t *testing.T, n *Node) {
+		families(t, func(t *testing.T, v6 bool) {
+			for _, proto := range []uint8{TCP, UDP} {
+				from, door, backend := outside(v6, 1, 4000), n.NodePort(v6, 30080), elsewhere(v6, 8080)
+				n.Service(t, proto, door, backend)
+				send := func(src, dst netip.AddrPort, flags uint8) Packet {
+					if proto == UDP {
+						return Datagram(src, dst, "payload")
+					}
+					return Segment(src, dst, flags)
 				}
-				return Segment(src, dst, flags)
+				in := n.Wire(t, send(from, door, SYN))
+				source := in.Src
+				if source.Addr() != door.Addr() || source.Port() < 1024 || source.Port() > 29999 {
+					t.Fatalf("got %v\nwant a port of the node's between 1024 and 29999", in)
+				}
+				in.leaves(t, source, backend)
+				if in.TTL != 63 {
+					t.Errorf("it has %d hops left of 64", in.TTL)
+				}
+				n.Wire(t, send(from, door, SYN)).leaves(t, source, backend)
+				back := n.Wire(t, send(backend, source, SYN|ACK))
+				back.leaves(t, door, from)
+				if back.TTL != 63 {
+					t.Errorf("the answer has %d hops left of 64", back.TTL)
+				}
+				for range 3 {
+					n.Wire(t, send(from, door, ACK)).leaves(t, source, backend)
+					n.Wire(t, send(backend, source, ACK)).leaves(t, door, from)
+				}
+				svc, _ := n.ServiceEntry(t, proto, from, door)
+				flow, _ := n.FlowEntry(t, proto, source, backend)
+				if svc.State != bpf.CTEstablished || flow.State != bpf.CTEstablished {
+					t.Errorf("states: SVC %d, flow %d", svc.State, flow.State)
+				}
+				// Another client from the same port has another port of the node.
+				other := n.Wire(t, send(outside(v6, 2, 4000), door, SYN))
+				if other.Src == source {
+					t.Errorf("two clients are both %s to the backend", source)
+				}
+				n.Flush(t)
+				// An answer to nobody is nothing that a service is asked about.
+				n.Wire(t, send(backend, source, ACK)).passes(t, backend, source)
 			}
-			in := n.Wire(t, send(from, door, SYN))
-			source := in.Src
-			if source.Addr() != door.Addr() || source.Port() < 1024 || source.Port() > 29999 {
-				t.Fatalf("got %v\nwant a port of the node's between 1024 and 29999", in)
-			}
-			in.leaves(t, source, backend)
-			if in.TTL != 63 {
-				t.Errorf("it has %d hops left of 64", in.TTL)
-			}
-			n.Wire(t, send(from, door, SYN)).leaves(t, source, backend)
-			back := n.Wire(t, send(backend, source, SYN|ACK))
-			back.leaves(t, door, from)
-			if back.TTL != 63 {
-				t.Errorf("the answer has %d hops left of 64", back.TTL)
-			}
-			for range 3 {
-				n.Wire(t, send(from, door, ACK)).leaves(t, source, backend)
-				n.Wire(t, send(backend, source, ACK)).leaves(t, door, from)
-			}
-			svc, _ := n.ServiceEntry(t, proto, from, door)
-			flow, _ := n.FlowEntry(t, proto, source, backend)
-			if svc.State != bpf.CTEstablished || flow.State != bpf.CTEstablished {
-				t.Errorf("states: SVC %d, flow %d", svc.State, flow.State)
-			}
-			// Another client from the same port has another port of the node.
-			other := n.Wire(t, send(outside(v6, 2, 4000), door, SYN))
-			if other.Src == source {
-				t.Errorf("two clients are both %s to the backend", source)
-			}
-			n.Flush(t)
-			// An answer to nobody is nothing that a service is asked about.
-			n.Wire(t, send(backend, source, ACK)).passes(t, backend, source)
-		}
+		})
 	})
 }
 
 func TestWhenTheNodesPortsAreUsedUpItIsCounted(t *testing.T) {
-	n := NewNode(t, Options{MaxEntries: 4096, SNATPorts: bpf.PortRange{First: 5000, Last: 5007}})
-	families(t, func(t *testing.T, v6 bool) {
-		door, backend := n.NodePort(v6, 30080), elsewhere(v6, 8080)
-		n.Service(t, TCP, door, backend)
-		sources := map[netip.AddrPort]bool{}
-		for i := range uint16(8) {
-			r := n.Wire(t, Segment(outside(v6, 1, 4000+i), door, SYN))
-			if !r.Leaves {
-				t.Fatalf("connection %d of 8: %v", i+1, r)
+	hooks(t, Options{MaxEntries: 4096, SNATPorts: bpf.PortRange{First: 5000, Last: 5007}}, func(t *testing.T, n *Node) {
+		families(t, func(t *testing.T, v6 bool) {
+			door, backend := n.NodePort(v6, 30080), elsewhere(v6, 8080)
+			n.Service(t, TCP, door, backend)
+			sources := map[netip.AddrPort]bool{}
+			for i := range uint16(8) {
+				r := n.Wire(t, Segment(outside(v6, 1, 4000+i), door, SYN))
+				if !r.Leaves {
+					t.Fatalf("connection %d of 8: %v", i+1, r)
+				}
+				sources[r.Src] = true
 			}
-			sources[r.Src] = true
-		}
-		if len(sources) != 8 {
-			t.Errorf("8 connections have %d ports", len(sources))
-		}
-		n.Wire(t, Segment(outside(v6, 1, 4999), door, SYN)).dropped(t, "snat_ports")
-		// To another backend each port may be used once more.
-		n.Service(t, TCP, n.NodePort(v6, 30081), elsewhere(v6, 8081))
-		if r := n.Wire(t, Segment(outside(v6, 1, 4999), n.NodePort(v6, 30081), SYN)); !r.Leaves {
-			t.Errorf("to another backend: %v", r)
-		}
+			if len(sources) != 8 {
+				t.Errorf("8 connections have %d ports", len(sources))
+			}
+			n.Wire(t, Segment(outside(v6, 1, 4999), door, SYN)).dropped(t, "snat_ports")
+			// To another backend each port may be used once more.
+			n.Service(t, TCP, n.NodePort(v6, 30081), elsewhere(v6, 8081))
+			if r := n.Wire(t, Segment(outside(v6, 1, 4999), n.NodePort(v6, 30081), SYN)); !r.Leaves {
+				t.Errorf("to another backend: %v", r)
+			}
+		})
 	})
 }
 
 func TestWhoMayNotReachAFrontendFromOutside(t *testing.T) {
-	n := NewNode(t)
-	web, other := n.Pod(t), n.Pod(t)
-	families(t, func(t *testing.T, v6 bool) {
-		door := n.NodePort(v6, 30080)
-		s := n.Service(t, TCP, door, web.At(v6, 8080))
-		n.Wire(t, Segment(other.At(v6, 4000), door, SYN)).dropped(t, "martian")
-		n.Wire(t, Segment(n.NodePort(v6, 4000), door, SYN)).dropped(t, "martian")
-		loopback := netip.MustParseAddrPort("127.0.0.1:4000")
-		if v6 {
-			loopback = netip.MustParseAddrPort("[::1]:4000")
-		}
-		n.Wire(t, Segment(loopback, door, SYN)).dropped(t, "martian")
-		n.Wire(t, Segment(outside(v6, 1, 4000), door, RST)).dropped(t, "no_flow")
+	hooks(t, Options{}, func(t *testing.T, n *Node) {
+		web, other := n.Pod(t), n.Pod(t)
+		families(t, func(t *testing.T, v6 bool) {
+			door := n.NodePort(v6, 30080)
+			s := n.Service(t, TCP, door, web.At(v6, 8080))
+			n.Wire(t, Segment(other.At(v6, 4000), door, SYN)).dropped(t, "martian")
+			n.Wire(t, Segment(n.NodePort(v6, 4000), door, SYN)).dropped(t, "martian")
+			loopback := netip.MustParseAddrPort("127.0.0.1:4000")
+			if v6 {
+				loopback = netip.MustParseAddrPort("[::1]:4000")
+			}
+			n.Wire(t, Segment(loopback, door, SYN)).dropped(t, "martian")
+			n.Wire(t, Segment(outside(v6, 1, 4000), door, RST)).dropped(t, "no_flow")
 
-		s.Change(t, func(v *bpf.Service) { v.Flags |= bpf.ServiceSourceRanges })
-		n.Wire(t, Segment(outside(v6, 1, 4001), door, SYN)).dropped(t, "source_range")
-		client := outside(v6, 1, 4002)
-		key := bpf.SourceRangeKey{Prefixlen: 32 + 128 - 4, Service: s.value.Id, Addr: client.Addr().As16()}
-		put(t, n.SourceRanges, key, uint32(1))
-		n.Wire(t, Segment(client, door, SYN)).arrives(t, web, client, web.At(v6, 8080))
-		n.Wire(t, Segment(outside(v6, 200, 4002), door, SYN)).dropped(t, "source_range")
-		s.Change(t, func(v *bpf.Service) { v.Flags &^= bpf.ServiceSourceRanges })
+			s.Change(t, func(v *bpf.Service) { v.Flags |= bpf.ServiceSourceRanges })
+			n.Wire(t, Segment(outside(v6, 1, 4001), door, SYN)).dropped(t, "source_range")
+			client := outside(v6, 1, 4002)
+			key := bpf.SourceRangeKey{Prefixlen: 32 + 128 - 4, Service: s.value.Id, Addr: client.Addr().As16()}
+			put(t, n.SourceRanges, key, uint32(1))
+			n.Wire(t, Segment(client, door, SYN)).arrives(t, web, client, web.At(v6, 8080))
+			n.Wire(t, Segment(outside(v6, 200, 4002), door, SYN)).dropped(t, "source_range")
+			s.Change(t, func(v *bpf.Service) { v.Flags &^= bpf.ServiceSourceRanges })
 
-		// A service that may not be reached from outside is nobody's.
-		s.Change(t, func(v *bpf.Service) { v.Flags &^= bpf.ServiceExternal })
-		n.Wire(t, Segment(outside(v6, 1, 4003), door, SYN)).passes(t, outside(v6, 1, 4003), door)
-		s.Change(t, func(v *bpf.Service) { v.Flags |= bpf.ServiceExternal })
+			// A service that may not be reached from outside is nobody's.
+			s.Change(t, func(v *bpf.Service) { v.Flags &^= bpf.ServiceExternal })
+			n.Wire(t, Segment(outside(v6, 1, 4003), door, SYN)).passes(t, outside(v6, 1, 4003), door)
+			s.Change(t, func(v *bpf.Service) { v.Flags |= bpf.ServiceExternal })
 
-		// The spoofed packet of a pod's own flow.
-		mine := other.At(v6, 4004)
-		n.From(t, other, Segment(mine, door, SYN)).arrives(t, web, mine, web.At(v6, 8080))
-		n.Wire(t, Segment(mine, door, ACK)).dropped(t, "martian")
+			// The spoofed packet of a pod's own flow.
+			mine := other.At(v6, 4004)
+			n.From(t, other, Segment(mine, door, SYN)).arrives(t, web, mine, web.At(v6, 8080))
+			n.Wire(t, Segment(mine, door, ACK)).dropped(t, "martian")
+		})
 	})
 }
 
 func TestAServiceWithoutBackendsRefusesClientsOutside(t *testing.T) {
-	n := NewNode(t)
-	families(t, func(t *testing.T, v6 bool) {
-		from, door := outside(v6, 1, 4000), n.NodePort(v6, 30080)
-		s := n.Service(t, TCP, door)
-		syn := Segment(from, door, SYN)
-		r := n.Wire(t, syn)
-		r.leaves(t, door, from)
-		if r.Flags != RST|ACK || r.Ack != syn.Seq+1 || r.Reason != "no_backend" || r.Packet.To != routerMAC {
-			t.Errorf("refused with %v, ack %d, to %x", r, r.Ack, r.Packet.To)
-		}
-		s.Change(t, func(v *bpf.Service) { v.Flags |= bpf.ServiceExternalLocal })
-		n.Wire(t, syn).dropped(t, "no_local_backend")
+	eachHook(t, Options{}, func(t *testing.T, n *Node) {
+		families(t, func(t *testing.T, v6 bool) {
+			from, door := outside(v6, 1, 4000), n.NodePort(v6, 30080)
+			s := n.Service(t, TCP, door)
+			syn := Segment(from, door, SYN)
+			r := n.Wire(t, syn)
+			r.leaves(t, door, from)
+			if r.Flags != RST|ACK || r.Ack != syn.Seq+1 || r.Reason != "no_backend" || r.Packet.To != routerMAC {
+				t.Errorf("refused with %v, ack %d, to %x", r, r.Ack, r.Packet.To)
+			}
+			s.Change(t, func(v *bpf.Service) { v.Flags |= bpf.ServiceExternalLocal })
+			n.Wire(t, syn).dropped(t, "no_local_backend")
 
-		n.Service(t, UDP, door)
-		datagram := Datagram(from, door, "hello")
-		r = n.Wire(t, datagram)
-		if r.Reason != "no_backend" || !r.Leaves {
-			t.Errorf("a datagram: %v", r)
-		}
-		r.quotes(t, door.Addr(), from.Addr(), from, door)
-		// Of the node's other ports nothing is known here.
-		n.Wire(t, Segment(from, n.NodePort(v6, 22), SYN)).passes(t, from, n.NodePort(v6, 22))
+			n.Service(t, UDP, door)
+			datagram := Datagram(from, door, "hello")
+			r = n.Wire(t, datagram)
+			if r.Reason != "no_backend" || !r.Leaves {
+				t.Errorf("a datagram: %v", r)
+			}
+			r.quotes(t, door.Addr(), from.Addr(), from, door)
+			// Of the node's other ports nothing is known here.
+			n.Wire(t, Segment(from, n.NodePort(v6, 22), SYN)).passes(t, from, n.NodePort(v6, 22))
+		})
 	})
 }
 
 func TestErrorsAboutFlowsFromOutside(t *testing.T) {
-	n := NewNode(t)
-	web := n.Pod(t)
-	for _, e := range icmpErrors {
-		t.Run(e.name, func(t *testing.T) {
-			families(t, func(t *testing.T, v6 bool) {
-				from, door, backend, router := outside(v6, 1, 4000), n.NodePort(v6, 30080), web.At(v6, 8080), routers[v6]
-				n.Service(t, UDP, door, backend)
-				n.Wire(t, Datagram(from, door, "hello")).arrives(t, web, from, backend)
-				answer := n.From(t, web, Datagram(backend, from, "hello"))
-				answer.leaves(t, door, from)
-				// A router outside, and the client itself, about the pod's answer.
-				for _, who := range []netip.Addr{router, from.Addr()} {
-					r := n.Wire(t, e.from(who, answer.Packet, 8))
-					if r.To != web {
-						t.Fatalf("an error about the answer: %v", r)
+	hooks(t, Options{}, func(t *testing.T, n *Node) {
+		web := n.Pod(t)
+		for _, e := range icmpErrors {
+			t.Run(e.name, func(t *testing.T) {
+				families(t, func(t *testing.T, v6 bool) {
+					from, door, backend, router := outside(v6, 1, 4000), n.NodePort(v6, 30080), web.At(v6, 8080), routers[v6]
+					n.Service(t, UDP, door, backend)
+					n.Wire(t, Datagram(from, door, "hello")).arrives(t, web, from, backend)
+					answer := n.From(t, web, Datagram(backend, from, "hello"))
+					answer.leaves(t, door, from)
+					// A router outside, and the client itself, about the pod's answer.
+					for _, who := range []netip.Addr{router, from.Addr()} {
+						r := n.Wire(t, e.from(who, answer.Packet, 8))
+						if r.To != web {
+							t.Fatalf("an error about the answer: %v", r)
+						}
+						r.quotes(t, who, backend.Addr(), backend, from)
 					}
-					r.quotes(t, who, backend.Addr(), backend, from)
-				}
-				// The pod about the client's packet.
-				r := n.From(t, web, e.from(backend.Addr(), Datagram(from, backend, "hello"), 8))
-				if !r.Leaves {
-					t.Fatalf("an error of the pod: %v", r)
-				}
-				r.quotes(t, door.Addr(), from.Addr(), from, door)
+					// The pod about the client's packet.
+					r := n.From(t, web, e.from(backend.Addr(), Datagram(from, backend, "hello"), 8))
+					if !r.Leaves {
+						t.Fatalf("an error of the pod: %v", r)
+					}
+					r.quotes(t, door.Addr(), from.Addr(), from, door)
 
-				// The same with the backend on another node.
-				far, door2 := elsewhere(v6, 8080), n.NodePort(v6, 30081)
-				n.Service(t, UDP, door2, far)
-				in := n.Wire(t, Datagram(from, door2, "hello"))
-				in.leaves(t, in.Src, far)
-				answer = n.Wire(t, Datagram(far, in.Src, "hello"))
-				answer.leaves(t, door2, from)
-				r = n.Wire(t, e.from(router, answer.Packet, 8))
-				if !r.Leaves {
-					t.Fatalf("an error about the answer from elsewhere: %v", r)
-				}
-				r.quotes(t, router, far.Addr(), far, in.Src)
-				r = n.Wire(t, e.from(from.Addr(), answer.Packet, 8))
-				r.quotes(t, in.Src.Addr(), far.Addr(), far, in.Src)
-				r = n.Wire(t, e.from(router, in.Packet, 8))
-				if !r.Leaves {
-					t.Fatalf("an error about the packet that left: %v", r)
-				}
-				r.quotes(t, router, from.Addr(), from, door2)
-				r = n.Wire(t, e.from(far.Addr(), in.Packet, 8))
-				r.quotes(t, door2.Addr(), from.Addr(), from, door2)
+					// The same with the backend on another node.
+					far, door2 := elsewhere(v6, 8080), n.NodePort(v6, 30081)
+					n.Service(t, UDP, door2, far)
+					in := n.Wire(t, Datagram(from, door2, "hello"))
+					in.leaves(t, in.Src, far)
+					answer = n.Wire(t, Datagram(far, in.Src, "hello"))
+					answer.leaves(t, door2, from)
+					r = n.Wire(t, e.from(router, answer.Packet, 8))
+					if !r.Leaves {
+						t.Fatalf("an error about the answer from elsewhere: %v", r)
+					}
+					r.quotes(t, router, far.Addr(), far, in.Src)
+					r = n.Wire(t, e.from(from.Addr(), answer.Packet, 8))
+					r.quotes(t, in.Src.Addr(), far.Addr(), far, in.Src)
+					r = n.Wire(t, e.from(router, in.Packet, 8))
+					if !r.Leaves {
+						t.Fatalf("an error about the packet that left: %v", r)
+					}
+					r.quotes(t, router, from.Addr(), from, door2)
+					r = n.Wire(t, e.from(far.Addr(), in.Packet, 8))
+					r.quotes(t, door2.Addr(), from.Addr(), from, door2)
+				})
 			})
-		})
-	}
+		}
+	})
 }
 
 func TestFragmentsFromOutsideFollowTheirFlow(t *testing.T) {
-	n := NewNode(t)
-	web := n.Pod(t)
-	families(t, func(t *testing.T, v6 bool) {
-		for i, backend := range []netip.AddrPort{web.At(v6, 8080), elsewhere(v6, 8080)} {
-			from, door := outside(v6, 1, 4000), n.NodePort(v6, 30080+uint16(i))
-			n.Service(t, UDP, door, backend)
-			whole := Datagram(from, door, string(make([]byte, 3000)))
-			for j, f := range whole.Fragments(77+uint32(i), 1400) {
-				r := n.Wire(t, f)
-				if r.Verdict != Redirect || r.Dst.Addr() != backend.Addr() || j == 0 && r.Dst != backend {
-					t.Fatalf("fragment %d: %v", j, r)
+	eachHook(t, Options{}, func(t *testing.T, n *Node) {
+		web := n.Pod(t)
+		families(t, func(t *testing.T, v6 bool) {
+			for i, backend := range []netip.AddrPort{web.At(v6, 8080), elsewhere(v6, 8080)} {
+				from, door := outside(v6, 1, 4000), n.NodePort(v6, 30080+uint16(i))
+				n.Service(t, UDP, door, backend)
+				whole := Datagram(from, door, string(make([]byte, 3000)))
+				for j, f := range whole.Fragments(77+uint32(i), 1400) {
+					r := n.Wire(t, f)
+					if r.Verdict != Redirect || r.Dst.Addr() != backend.Addr() || j == 0 && r.Dst != backend {
+						t.Fatalf("fragment %d: %v", j, r)
+					}
 				}
+				// What begins in the middle is of no flow; the node's own are its stack's.
+				f := whole.Fragments(99, 1400)[1]
+				n.Wire(t, f).passes(t, netip.AddrPortFrom(from.Addr(), 0), netip.AddrPortFrom(door.Addr(), 0))
 			}
-			// What begins in the middle is of no flow; the node's own are its stack's.
-			f := whole.Fragments(99, 1400)[1]
-			n.Wire(t, f).passes(t, netip.AddrPortFrom(from.Addr(), 0), netip.AddrPortFrom(door.Addr(), 0))
-		}
+		})
 	})
 }
 
@@ -348,26 +382,27 @@ func TestMaglevChoosesByTheEndsOfTheFlow(t *testing.T) {
 }
 
 func TestPolicyHoldsForClientsOutside(t *testing.T) {
-	n := NewNode(t, Options{MaxEntries: 4096, Policy: true})
-	web := n.Pod(t)
-	families(t, func(t *testing.T, v6 bool) {
-		from, door, backend := outside(v6, 1, 4000), n.NodePort(v6, 30080), web.At(v6, 8080)
-		n.Service(t, TCP, door, backend)
-		put(t, n.Policies, uint32(web.ID), bpf.EndpointPolicy{})
-		n.changed(t)
-		n.Wire(t, Segment(from, door, SYN)).dropped(t, "policy_unknown")
-		put(t, n.Policies, uint32(web.ID), bpf.EndpointPolicy{Ruleset: [2]uint64{bpf.RulesetOpen, bpf.RulesetOpen}})
-		n.changed(t)
-		n.Wire(t, Segment(from, door, SYN)).arrives(t, web, from, backend)
-		n.From(t, web, Segment(backend, from, SYN|ACK)).leaves(t, door, from)
-		for range 3 {
-			n.Wire(t, Segment(from, door, ACK)).arrives(t, web, from, backend)
-		}
-		// A change of policy is heard by the next packet, though the flow is established.
-		put(t, n.Policies, uint32(web.ID), bpf.EndpointPolicy{Ruleset: [2]uint64{99, 99}})
-		n.changed(t)
-		if r := n.Wire(t, Segment(from, door, ACK)); r.Verdict != Drop {
-			t.Errorf("after the policy closed: %v", r)
-		}
+	hooks(t, Options{MaxEntries: 4096, Policy: true}, func(t *testing.T, n *Node) {
+		web := n.Pod(t)
+		families(t, func(t *testing.T, v6 bool) {
+			from, door, backend := outside(v6, 1, 4000), n.NodePort(v6, 30080), web.At(v6, 8080)
+			n.Service(t, TCP, door, backend)
+			put(t, n.Policies, uint32(web.ID), bpf.EndpointPolicy{})
+			n.changed(t)
+			n.Wire(t, Segment(from, door, SYN)).dropped(t, "policy_unknown")
+			put(t, n.Policies, uint32(web.ID), bpf.EndpointPolicy{Ruleset: [2]uint64{bpf.RulesetOpen, bpf.RulesetOpen}})
+			n.changed(t)
+			n.Wire(t, Segment(from, door, SYN)).arrives(t, web, from, backend)
+			n.From(t, web, Segment(backend, from, SYN|ACK)).leaves(t, door, from)
+			for range 3 {
+				n.Wire(t, Segment(from, door, ACK)).arrives(t, web, from, backend)
+			}
+			// A change of policy is heard by the next packet, though the flow is established.
+			put(t, n.Policies, uint32(web.ID), bpf.EndpointPolicy{Ruleset: [2]uint64{99, 99}})
+			n.changed(t)
+			if r := n.Wire(t, Segment(from, door, ACK)); r.Verdict != Drop {
+				t.Errorf("after the policy closed: %v", r)
+			}
+		})
 	})
 }

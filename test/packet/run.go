@@ -3,12 +3,15 @@
 package packet
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/mooring-cni/mooring/bpf"
 	"github.com/mooring-cni/mooring/test/netns"
@@ -78,8 +81,84 @@ func (n *Node) Wire(t testing.TB, packet Packet) Result {
 // WireRaw is Wire for a frame.
 func (n *Node) WireRaw(t testing.TB, frame []byte) Result {
 	t.Helper()
-	return n.run(t, n.FromWire, n.Link(t, netns.Uplink).Attrs().Index, frame)
+	index := n.Link(t, netns.Uplink).Attrs().Index
+	if n.driver != nil {
+		if r, done := n.drives(t, index, frame); done {
+			return r
+		}
+	}
+	return n.run(t, n.FromWire, index, frame)
 }
+
+// Verdicts of the driver's program: linux/bpf.h.
+const (
+	xdpDrop = 1
+	xdpPass = 2
+	xdpTx   = 3
+)
+
+// drives runs a frame through the driver's program. What that has not done is
+// left as it was for tc.
+func (n *Node) drives(t testing.TB, index int, frame []byte) (r Result, done bool) {
+	t.Helper()
+	before := n.counted(t)
+	out := make([]byte, len(frame)+256)
+	ctx := driverContext{End: uint32(len(frame)), Ifindex: uint32(index)}
+	options := &ebpf.RunOptions{Data: frame, DataOut: out, Context: ctx, ContextOut: &ctx}
+	var verdict uint32
+	err := n.Do(func() (err error) {
+		verdict, err = n.driver.Run(options)
+		return err
+	})
+	if errors.Is(err, unix.EINVAL) {
+		return r, false // less than an Ethernet header
+	}
+	if err != nil {
+		t.Fatalf("run %s: %v", n.driver, err)
+	}
+	for reason, packets := range n.counted(t) {
+		if bpf.DropReason(reason) != 0 && packets != before[reason] {
+			r.Reason = label(reason)
+		}
+	}
+	told, packet := options.DataOut[:ctx.Data], options.DataOut[ctx.Data:]
+	r.Raw = packet
+	switch verdict {
+	case xdpDrop:
+		r.Verdict = Drop
+		r.Packet, _ = Read(packet)
+		return r, true
+	case xdpPass:
+		if len(told) == 0 || binary.NativeEndian.Uint32(told) == 0 {
+			if !bytes.Equal(packet, frame) {
+				t.Errorf("the driver leaves to tc what it has changed\n in: % x\nout: % x", frame, packet)
+			}
+			return r, false
+		}
+		copy(packet, told[8:20]) // as from_wire does
+	case xdpTx:
+		r.Leaves = true
+	default:
+		t.Fatalf("verdict %d of the driver's program", verdict)
+	}
+	n.fast++
+	r.Verdict = Redirect
+	if r.Packet, err = Read(packet); err != nil {
+		t.Errorf("the driver lets out a packet that is wrong: %v\n in: % x\nout: % x", err, frame, packet)
+	}
+	for _, to := range n.pods {
+		if !r.Leaves && r.Packet.To == to.MAC && binary.NativeEndian.Uint32(told[4:]) == uint32(to.Ifindex) {
+			r.To = to
+		}
+	}
+	if r.Leaves == (r.To != nil) || r.Leaves && r.Packet.To != routerMAC {
+		t.Errorf("the driver sends to MAC %x", r.Packet.To)
+	}
+	return r, true
+}
+
+// driverContext is struct xdp_md; the packet begins at Data, behind what is told to tc.
+type driverContext struct{ Data, End, Meta, Ifindex, Queue, Egress uint32 }
 
 var routerMAC = MAC{2, 0, 0, 0, 0, 1}
 
