@@ -59,6 +59,8 @@ int from_container(ctx_t *ctx)
 
 	if (verdict > 0 && (p.flags & PKT_OWNED))
 		socket_remember(ctx, &p);	/* socket.h  the next packet needs no table */
+	else if (verdict < 0 && p.service)
+		svc_withdraw(&p);		/* service.h as if it had not been */
 	else if (verdict > 0 && (p.flags & PKT_AFTER_OWNER) && hook_mode == HOOK_TRACEPOINT)
 		socket_succeeded(ctx, &p);	/* socket.h  its end, if nobody told */
 	return finish(ctx, &p, refuse(ctx, &p, verdict));

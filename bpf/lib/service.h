@@ -111,6 +111,38 @@ RARELY int svc_reopen(struct pkt *p)
 }
 
 /*
+ * A packet that is dropped takes its decision back: the flow has not begun, so that its
+ * socket does not know of it, and nobody would end what is held for the socket.
+ */
+RARELY int svc_withdraw(struct pkt *p)
+{
+	struct ct_entry *e;
+	struct ct_key key;
+	__u32 life;
+
+	if (!p)
+		return 0;
+	key.addr[0] = p->sent_src;
+	key.addr[1] = p->sent_dst;
+	key.port[0] = p->sent_sport;
+	key.port[1] = p->sent_dport;
+	key.proto = p->proto;
+	key.type = CT_SVC;
+	key.pad = 0;
+	e = ct_at(&key);
+	if (!e)
+		return 0;
+	life = *(volatile __u32 *)&e->life;
+	/* Of a flow that goes on it is the memory, whatever becomes of one packet. */
+	if (e->packets[0] != 1 || e->cookie[0] != p->cookie || e->backend != p->backend)
+		return 0;
+	/* What never was is not counted as made, either. */
+	if (ct_claim(e, life) && ct_delete_claimed(&key, e))
+		ct_count_by(CT_STAT_CREATED, -1);
+	return 0;
+}
+
+/*
  * The backend that the flow's SVC entry names, unless the flow begins anew: with a
  * SYN that is not one repeated, or because another socket has the port now.
  */

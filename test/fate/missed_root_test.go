@@ -96,3 +96,82 @@ func timeWaitHasCookie(t *testing.T) bool {
 	}
 	return major > 6 || major == 6 && minor >= 13
 }
+
+// TestDroppedPacketsLeaveNoDecision looks at connections that may not begin: their
+// sockets know of no flow, so that what is held for them nobody would end.
+func TestDroppedPacketsLeaveNoDecision(t *testing.T) {
+	cgroup := netns.NewCgroup(t, "node")
+	n := packet.NewNode(t, packet.Options{MaxEntries: 4096, Policy: true, Hook: bpf.HookAuto, Cgroup: cgroup.Path})
+	cgroup.Enter(t)
+	client, server := n.Pod(t), n.Pod(t)
+	Serve(t, server.NS)
+	n.Service(t, packet.TCP, netip.AddrPortFrom(vips[0], TCPPort), server.At(false, 8080))
+	rulesets := func(ofServer bpf.EndpointPolicy) {
+		open := bpf.EndpointPolicy{Ruleset: [2]uint64{bpf.RulesetOpen, bpf.RulesetOpen}}
+		for id, p := range map[uint16]bpf.EndpointPolicy{client.ID: open, server.ID: ofServer} {
+			if err := n.Policies.Put(uint32(id), p); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := n.Invalidate(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	decisions := func() (held []string) {
+		for k, e := range n.Entries(t) {
+			if k.Type == bpf.CTService && e.Cookie[0] != 0 {
+				held = append(held, fmt.Sprintf("%+v %+v", k, e))
+			}
+		}
+		return held
+	}
+	connect := func() chan error {
+		done := make(chan error, 1)
+		go func() { done <- client.Do(func() error { return fromPort("tcp", 20000) }) }()
+		return done
+	}
+	dropped := func(reason string) func() bool {
+		before := n.Dropped(t)[reason]
+		return func() bool { return n.Dropped(t)[reason] > before }
+	}
+
+	rulesets(bpf.EndpointPolicy{Ruleset: [2]uint64{99, 99}})
+	denied := dropped("policy_unknown")
+	done := connect()
+	netns.Eventually(t, 10*time.Second, "a policy to drop a SYN", denied)
+	if held := decisions(); len(held) > 0 {
+		t.Errorf("a SYN that a policy has dropped left %q", held)
+	}
+	rulesets(bpf.EndpointPolicy{Ruleset: [2]uint64{bpf.RulesetOpen, bpf.RulesetOpen}})
+	if err := <-done; err != nil {
+		t.Fatalf("a SYN that was sent again: %v", err)
+	}
+
+	// Somebody has begun to delete the last flow's entry, and goes on later.
+	claim := func(life uint32) {
+		n.SetEntries(t, func(k bpf.CTKey, e *bpf.CTEntry) {
+			if k.Type == bpf.CTFlow {
+				e.Life = e.Life&^1 | life
+			}
+		})
+	}
+	netns.Eventually(t, 10*time.Second, "both sockets to let go of their flow", func() bool {
+		for _, e := range n.Entries(t) {
+			if e.Cookie != [2]uint64{} {
+				return false
+			}
+		}
+		return true
+	})
+	claim(1)
+	busy := dropped("tuple_busy")
+	done = connect()
+	netns.Eventually(t, 10*time.Second, "a SYN to meet an entry that is being deleted", busy)
+	if held := decisions(); len(held) > 0 {
+		t.Errorf("a SYN whose tuple was busy left %q", held)
+	}
+	claim(0)
+	if err := <-done; err != nil {
+		t.Fatalf("a SYN that was sent again: %v", err)
+	}
+}

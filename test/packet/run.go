@@ -237,6 +237,18 @@ func (n *Node) counted(t testing.TB) []uint64 {
 	return packets
 }
 
+// Dropped are the packets dropped so far, by reason.
+func (n *Node) Dropped(t testing.TB) map[string]uint64 {
+	t.Helper()
+	reasons := map[string]uint64{}
+	for reason, packets := range n.counted(t) {
+		if reason != 0 && packets != 0 {
+			reasons[label(reason)] = packets
+		}
+	}
+	return reasons
+}
+
 // String says what became of the packet.
 func (r Result) String() string {
 	s := map[int]string{Pass: "pass", Drop: "drop", Redirect: "redirect"}[r.Verdict]

@@ -131,7 +131,7 @@ func (n *Node) segments(t *testing.T, pod *Pod) int {
 // noDrops fails when the datapath dropped anything.
 func (n *Node) noDrops(t *testing.T) {
 	t.Helper()
-	for reason, packets := range n.dropped(t) {
+	for reason, packets := range n.Dropped(t) {
 		t.Errorf("%d packets were dropped: %s", packets, reason)
 	}
 }
@@ -477,18 +477,6 @@ func TestSocketsAreRefusedAtOnce(t *testing.T) {
 	})
 }
 
-// dropped are the packets dropped by reason.
-func (n *Node) dropped(t *testing.T) map[string]uint64 {
-	t.Helper()
-	reasons := map[string]uint64{}
-	for reason, packets := range n.counted(t) {
-		if reason != 0 && packets != 0 {
-			reasons[label(reason)] = packets
-		}
-	}
-	return reasons
-}
-
 // send puts frames on the pod's wire as they are.
 func (p *Pod) send(t *testing.T, dev string, frames ...[]byte) {
 	t.Helper()
@@ -528,7 +516,7 @@ func TestFramesOfEveryLengthOnTheWire(t *testing.T) {
 	}
 	var drops uint64
 	netns.Eventually(t, 5*time.Second, "every frame is counted", func() bool {
-		drops = n.dropped(t)["truncated"] + n.dropped(t)["malformed"]
+		drops = n.Dropped(t)["truncated"] + n.Dropped(t)["malformed"]
 		return drops >= uint64(count)
 	})
 	if stray := got.Packets(func(p netns.Packet) bool {
@@ -550,7 +538,7 @@ func TestTagsThatTheKernelKeepsBesideTheFrame(t *testing.T) {
 	tagged := kinds(client, false)["UDP"]
 	tagged.VLAN = 7
 	client.send(t, "eth0", tagged.Bytes())
-	netns.Eventually(t, 5*time.Second, "the tagged frame is dropped", func() bool { return n.dropped(t)["vlan_tag"] > 0 })
+	netns.Eventually(t, 5*time.Second, "the tagged frame is dropped", func() bool { return n.Dropped(t)["vlan_tag"] > 0 })
 	if e := n.Entries(t); len(e) != 0 {
 		t.Errorf("it left %d entries", len(e))
 	}
