@@ -252,8 +252,10 @@ ALWAYS int svc_translate(ctx_t *ctx, struct pkt *p)
 	ct_lookup(p);
 	/* Left by an earlier flow on these ports: made again with today's names, and for today's socket. */
 	if (p->flow && (p->flow->service != p->service || p->flow->nat_port != p->sent_dport ||
-			(p->cookie && p->flow->cookie[0] && p->flow->cookie[0] != p->cookie)))
+			(p->cookie && p->flow->cookie[0] && p->flow->cookie[0] != p->cookie))) {
 		p->flow = NULL;
+		p->flags &= ~PKT_REPLY;
+	}
 	return NEXT;
 }
 

@@ -148,9 +148,9 @@ func (r *reaper) callRoll(interval time.Duration) error {
 	if time.Since(r.called) < interval || r.tethered == 0 && !r.swept.IsZero() {
 		return nil
 	}
+	r.called = time.Now()
 	roll, took, err := r.bpf.RollCall(r.namespaces())
 	r.cpu += took
-	r.called = time.Now()
 	if err != nil {
 		r.roll = 0
 		return err
@@ -209,7 +209,8 @@ func (r *reaper) pass(change func(*bpf.Sweep)) (bpf.Sweep, error) {
 	}
 	if r.roll != 0 {
 		s.RollCall = r.roll
-		s.MissingTimeout = r.jiffies(r.missingTimeout())
+		// What was heard after the roll was called need not have answered it.
+		s.MissingTimeout = r.jiffies(r.missingTimeout() + time.Since(r.called))
 	}
 	change(&s)
 	created, err := r.count(bpf.StatCreated)

@@ -73,6 +73,29 @@ func Flows(p *netns.NS) (flows map[Flow]bool, err error) {
 	return flows, err
 }
 
+// Cookies are those of the TCP sockets of some namespaces, in whatever state.
+func Cookies(pods ...*netns.NS) (map[uint64]bool, error) {
+	cookies := map[uint64]bool{}
+	for _, p := range pods {
+		err := p.Do(func() error {
+			for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+				sockets, err := netlink.SocketDiagTCP(family)
+				if err != nil {
+					return fmt.Errorf("list the TCP sockets of %s: %w", p.Name(), err)
+				}
+				for _, s := range sockets {
+					cookies[uint64(s.ID.Cookie[1])<<32|uint64(s.ID.Cookie[0])] = true
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return cookies, nil
+}
+
 // tcpEstablished is TCP_ESTABLISHED of net/tcp_states.h, of connected UDP too.
 const tcpEstablished = 1
 

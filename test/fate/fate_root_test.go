@@ -299,8 +299,9 @@ func reusedPortChoosesAnew(t *testing.T, n *scenario.Node, served []*Served) {
 	}
 }
 
-// fromPort makes a flow from a port that the last one has just left.
-func fromPort(network string, port uint16) error {
+// fromPort makes a flow from a port that the last one has just left. Of one that fails
+// the witnesses tell while its socket is still there.
+func fromPort(network string, port uint16, witnesses ...func(port uint16) string) error {
 	kind, number := unix.SOCK_STREAM, uint16(TCPPort)
 	if network == "udp" {
 		kind, number = unix.SOCK_DGRAM, UDPPort
@@ -327,6 +328,9 @@ func fromPort(network string, port uint16) error {
 	}
 	// Aborted, so that the port is free at once.
 	if err := exchange(fd, byte(Reset)); err != nil {
+		for _, witness := range witnesses {
+			err = fmt.Errorf("%w\n%s", err, witness(port))
+		}
 		return err
 	}
 	return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})

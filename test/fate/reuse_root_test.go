@@ -64,33 +64,36 @@ func TestTuplesAreReusedUnderTheReaper(t *testing.T) {
 			for _, s := range servers {
 				namespaces = append(namespaces, s.Path())
 			}
+			called := jiffies(t, n)
 			roll, _, err := n.RollCall(namespaces)
 			if err != nil {
 				t.Error(err)
 				return
 			}
-			pass := bpf.Sweep{RollCall: roll, MissingTimeout: n.JiffiesPerSecond}
+			suspects := unconfirmed(t, n, roll)
+			// What has been heard since the roll was called need not have answered it.
+			pass := bpf.Sweep{RollCall: roll, MissingTimeout: n.JiffiesPerSecond + jiffies(t, n) - called}
 			for i := range pass.Timeout {
 				pass.Timeout[i] = [3]uint64{hour, hour, hour}
 			}
 			// What is over goes at once.
 			pass.Timeout[bpf.CTClosing] = [3]uint64{1, hour, hour}
 			pass.Timeout[bpf.CTTimeWait] = [3]uint64{1, hour, hour}
-			suspects := unconfirmed(t, n, roll)
 			if err := n.RunSweep(&pass); err != nil {
 				t.Error(err)
 				return
 			}
 			if pass.Socket > 0 {
-				t.Errorf("pass %d of the reaper held %d living entries for orphans, or the end of their sockets was missed; of these:\n%s",
-					passes, pass.Socket, suspects)
+				tellOrphans(t, pass.Socket, suspects, append([]*netns.NS{client.NS}, servers...))
 			}
 			missing += pass.Socket
 			passes++
 		}
 	})
 	began := time.Now()
-	err := reuse(client.NS, count, 4, 16)
+	err := reuse(client.NS, count, 4, 16, func(port uint16) string {
+		return ofPort(t, n, port, append([]*netns.NS{client.NS}, servers...))
+	})
 	took := time.Since(began)
 	stop()
 	reaping.Wait()
@@ -101,6 +104,10 @@ func TestTuplesAreReusedUnderTheReaper(t *testing.T) {
 		n.Hook.Mode, count, 4*16, took.Seconds(), float64(count)/took.Seconds(), passes, missing)
 	if dropped := n.Dropped(t); len(dropped) > 0 {
 		t.Logf("dropped: %v", dropped)
+	}
+	// A kernel that calls no tracepoint is rare, and never does so where it has trampolines.
+	if limit := uint64(count / 1000); missing > limit || n.Hook.Mode == bpf.HookTrampoline && missing > 0 {
+		t.Errorf("the ends of %d entries' sockets were missed", missing)
 	}
 	live := 0
 	for k, e := range n.Entries(t) {
@@ -120,19 +127,79 @@ func TestTuplesAreReusedUnderTheReaper(t *testing.T) {
 	}
 }
 
-// unconfirmed tells of the entries that a pass which follows may hold for orphans:
-// those that no socket has confirmed, or that somebody is deleting, and that were not
-// heard of for long.
-func unconfirmed(t *testing.T, n *packet.Node, roll uint32) string {
+// jiffies is what entries are stamped with now.
+func jiffies(t *testing.T, n *packet.Node) uint64 {
 	now, err := n.Jiffies()
 	if err != nil {
 		t.Error(err)
-		return ""
 	}
-	var b strings.Builder
+	return now
+}
+
+// A suspect is an entry that a pass may hold for an orphan.
+type suspect struct {
+	key   bpf.CTKey
+	entry bpf.CTEntry
+	quiet uint64 // jiffies without a packet
+}
+
+// unconfirmed are the entries that no socket has confirmed, or that somebody is
+// deleting, and that were not heard of for long.
+func unconfirmed(t *testing.T, n *packet.Node, roll uint32) (suspects []suspect) {
+	now := jiffies(t, n)
 	for k, e := range n.Entries(t) {
-		if quiet := now - e.Seen; e.Confirmed != roll && int64(quiet) > int64(n.JiffiesPerSecond)/2 && (e.Cookie[0] != 0 || e.Cookie[1] != 0 || e.Life&1 != 0) {
-			fmt.Fprintf(&b, "\troll call %d, %d jiffies without a packet: %+v %+v\n", roll, quiet, k, e)
+		claimed, owned := e.Life&1 != 0, e.Cookie != [2]uint64{}
+		if quiet := now - e.Seen; (owned && e.Confirmed != roll || claimed) && int64(quiet) > int64(n.JiffiesPerSecond)/2 {
+			suspects = append(suspects, suspect{k, e, quiet})
+		}
+	}
+	return suspects
+}
+
+// tellOrphans tells what a pass took for orphans. That of a living socket is never one.
+// Of others the end was missed, as kernels do that do not call their tracepoints: that is
+// what the pass is for, and no end is missed where trampolines tell of it.
+func tellOrphans(t *testing.T, deleted uint64, suspects []suspect, pods []*netns.NS) {
+	cookies, err := Cookies(pods...)
+	if err != nil {
+		t.Error(err)
+	}
+	for _, s := range suspects {
+		t.Logf("of %d orphans: %d jiffies without a packet, key %+v, entry %+v", deleted, s.quiet, s.key, s.entry)
+		for side, cookie := range s.entry.Cookie {
+			if cookies[cookie] {
+				t.Errorf("it is no orphan: the socket of side %d lives", side)
+			}
+		}
+	}
+}
+
+// ofPort is what the tables and the kernel know of a port.
+func ofPort(t *testing.T, n *packet.Node, port uint16, pods []*netns.NS) string {
+	var b strings.Builder
+	now := jiffies(t, n)
+	for k, e := range n.Entries(t) {
+		if k.Port[0] == bpf.Port(port) || k.Port[1] == bpf.Port(port) {
+			fmt.Fprintf(&b, "\t%d jiffies without a packet: %+v %+v\n", now-e.Seen, k, e)
+		}
+	}
+	for _, pod := range pods {
+		err := pod.Do(func() error {
+			for _, file := range []string{"tcp", "tcp6"} {
+				all, err := os.ReadFile("/proc/thread-self/net/" + file)
+				if err != nil {
+					return err
+				}
+				for line := range strings.Lines(string(all)) {
+					if strings.Contains(line, fmt.Sprintf(":%04X ", port)) {
+						fmt.Fprintf(&b, "\t%s: %s", pod.Name(), line)
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
 		}
 	}
 	return b.String()
@@ -140,7 +207,7 @@ func unconfirmed(t *testing.T, n *packet.Node, roll uint32) string {
 
 // reuse makes connections from a pod, each thread from a few ports of its own turn
 // by turn. Each is aborted, so that its tuple is free at once.
-func reuse(client *netns.NS, count, threads, ports int) error {
+func reuse(client *netns.NS, count, threads, ports int, witness func(port uint16) string) error {
 	var wait sync.WaitGroup
 	var next atomic.Int64
 	errs := make([]error, threads)
@@ -148,7 +215,7 @@ func reuse(client *netns.NS, count, threads, ports int) error {
 		wait.Go(func() {
 			errs[thread] = client.Do(func() error {
 				for i := 0; next.Add(1) <= int64(count); i++ {
-					if err := fromPort("tcp", uint16(20000+thread*ports+i%ports)); err != nil {
+					if err := fromPort("tcp", uint16(20000+thread*ports+i%ports), witness); err != nil {
 						return fmt.Errorf("connection %d of thread %d: %w", i, thread, err)
 					}
 				}
