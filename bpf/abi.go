@@ -129,7 +129,7 @@ func Label(r DropReason) string {
 	return strings.ToLower(strings.TrimPrefix(r.String(), "DROP_"))
 }
 
-// DirectionLabel names the hook: "from_endpoint", "to_endpoint" or "from_wire".
+// DirectionLabel names the hook: "from_endpoint", "to_endpoint", "from_wire" and so on.
 func DirectionLabel(d Direction) string {
 	return strings.ToLower(d.String())
 }

@@ -172,7 +172,8 @@ const (
 	abiDirectionFROM_HOST     abiDirection = 3
 	abiDirectionFROM_OVERLAY  abiDirection = 4
 	abiDirectionTO_OVERLAY    abiDirection = 5
-	abiDirectionDIRECTIONS    abiDirection = 6
+	abiDirectionTO_WIRE       abiDirection = 6
+	abiDirectionDIRECTIONS    abiDirection = 7
 )
 
 type abiDropReason uint32

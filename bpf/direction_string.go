@@ -14,12 +14,13 @@ func _() {
 	_ = x[abiDirectionFROM_HOST-3]
 	_ = x[abiDirectionFROM_OVERLAY-4]
 	_ = x[abiDirectionTO_OVERLAY-5]
-	_ = x[abiDirectionDIRECTIONS-6]
+	_ = x[abiDirectionTO_WIRE-6]
+	_ = x[abiDirectionDIRECTIONS-7]
 }
 
-const _abiDirection_name = "FROM_ENDPOINTTO_ENDPOINTFROM_WIREFROM_HOSTFROM_OVERLAYTO_OVERLAYDIRECTIONS"
+const _abiDirection_name = "FROM_ENDPOINTTO_ENDPOINTFROM_WIREFROM_HOSTFROM_OVERLAYTO_OVERLAYTO_WIREDIRECTIONS"
 
-var _abiDirection_index = [...]uint8{0, 13, 24, 33, 42, 54, 64, 74}
+var _abiDirection_index = [...]uint8{0, 13, 24, 33, 42, 54, 64, 71, 81}
 
 func (i abiDirection) String() string {
 	idx := int(i) - 0

@@ -63,6 +63,7 @@ type Programs struct {
 	FromContainer *ebpf.Program
 	ToContainer   *ebpf.Program
 	FromWire      *ebpf.Program
+	ToWire        *ebpf.Program
 	sweep         *ebpf.Program
 	bury          *ebpf.Program
 	clock         *ebpf.Program
@@ -249,7 +250,7 @@ func (d *Datapath) Close() error {
 	} {
 		m.Close()
 	}
-	for _, p := range []*ebpf.Program{d.FromContainer, d.ToContainer, d.FromWire, d.sweep, d.bury, d.clock} {
+	for _, p := range []*ebpf.Program{d.FromContainer, d.ToContainer, d.FromWire, d.ToWire, d.sweep, d.bury, d.clock} {
 		p.Close()
 	}
 	d.roll.close()

@@ -1,7 +1,7 @@
 //go:build ignore
 
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* The hook on each uplink. */
+/* The hooks on each uplink. */
 #include "lib/config.h"
 #include "lib/parse.h"
 #include "lib/conntrack.h"
@@ -9,6 +9,7 @@
 #include "lib/icmp.h"
 #include "lib/north.h"
 #include "lib/meta.h"
+#include "lib/service.h"
 #include "lib/finish.h"
 
 /* Whether the packet's destination is any of our business, where it is not known to be right. */
@@ -93,6 +94,58 @@ int from_wire(ctx_t *ctx)
 		return TC_ACT_UNSPEC;
 	verdict = wire_in(ctx, &p);
 	return finish(ctx, &p, refuse(ctx, &p, verdict));
+}
+
+/* What this node's own processes answer goes back under the name that the client knows. */
+ALWAYS int wire_flow_out(ctx_t *ctx, struct pkt *p)
+{
+	struct ct_entry *e;
+
+	ct_keep(p);
+	ct_lookup(p);
+	e = p->flow;
+	if (!e || !(p->flags & PKT_REPLY) || addr_zero(&e->nat) || !addr_zero(&e->origin))
+		return TO_STACK;
+	socket_claim(ctx, p);
+	p->flow = e;	/* which the verifier forgot over the call */
+	return svc_untranslate(ctx, p) ?: ct_commit(p);
+}
+
+/* So does what the node's stack says about a client's packets. */
+ALWAYS int wire_error_out(ctx_t *ctx, struct pkt *p)
+{
+	int ret = icmp_translate(ctx, p);
+
+	return ret == -DROP_REWRITE ? ret : TO_STACK;
+}
+
+/* What the node sends is the stack's to judge, not ours. */
+ALWAYS int wire_out(ctx_t *ctx, struct pkt *p)
+{
+	int ret = wire_parse(ctx, p);
+
+	if (ret)
+		return TO_STACK;
+	return is_icmp_error(p)
+		? wire_error_out(ctx, p)
+		: wire_flow_out(ctx, p);
+}
+
+SEC("tc")
+int to_wire(ctx_t *ctx)
+{
+	struct pkt p = { .direction = TO_WIRE };
+	int verdict;
+
+	/* What came in by a device has been seen there. */
+	if (ctx->ingress_ifindex)
+		return TC_ACT_UNSPEC;
+	verdict = wire_out(ctx, &p);
+	if (!verdict && (p.flags & PKT_OWNED))
+		socket_remember(ctx, &p);	/* socket.h  the flow ends with it */
+	else if (!verdict && (p.flags & PKT_AFTER_OWNER) && hook_mode == HOOK_TRACEPOINT)
+		socket_succeeded(ctx, &p);
+	return finish(ctx, &p, verdict);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -15,8 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// On the device of tunnels it has its turn after from_overlay.
-var wireHook = hook{name: "from_wire", attach: ebpf.AttachTCXIngress, after: 1}
+// On the device of tunnels they have their turn after those of tunnels.
+var (
+	wireHook  = hook{name: "from_wire", attach: ebpf.AttachTCXIngress, after: 1}
+	wireHooks = []hook{wireHook, {name: "to_wire", attach: ebpf.AttachTCXEgress, after: 1}}
+)
 
 // PortRange is a range of ports, both ends included.
 type PortRange struct{ First, Last uint16 }
@@ -59,15 +62,19 @@ func (d *Datapath) loadWire(opts Options) error {
 		return err
 	}
 	defer c.Close()
-	d.FromWire = c.DetachProgram(wireHook.name)
+	d.FromWire = c.DetachProgram("from_wire")
+	d.ToWire = c.DetachProgram("to_wire")
 	return nil
 }
 
-// AttachUplink attaches the program of uplinks to a device, as a pinned link that
-// outlives the daemon; one of an earlier run gets today's program in place.
+// AttachUplink attaches the programs of uplinks to a device, as pinned links that
+// outlive the daemon; those of an earlier run get today's programs in place.
 func (d *Datapath) AttachUplink(ifname string, ifindex int) error {
-	if err := attach(d.pins.link(ifname, wireHook.name), d.FromWire, wireHook, ifindex); err != nil {
-		return fmt.Errorf("attach %s to %s: %w", wireHook.name, ifname, err)
+	programs := map[string]*ebpf.Program{"from_wire": d.FromWire, "to_wire": d.ToWire}
+	for _, h := range wireHooks {
+		if err := attach(d.pins.link(ifname, h.name), programs[h.name], h, ifindex); err != nil {
+			return fmt.Errorf("attach %s to %s: %w", h.name, ifname, err)
+		}
 	}
 	return nil
 }
@@ -86,14 +93,24 @@ func (d *Datapath) DetachUplink(ifname string) error {
 	if err := d.DetachXDP(ifname); err != nil {
 		return err
 	}
-	if err := os.Remove(d.pins.link(ifname, wireHook.name)); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
-		return fmt.Errorf("unpin %s of %s: %w", wireHook.name, ifname, err)
+	for _, h := range wireHooks {
+		if err := os.Remove(d.pins.link(ifname, h.name)); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+			return fmt.Errorf("unpin %s of %s: %w", h.name, ifname, err)
+		}
 	}
 	dev, err := netlink.LinkByName(ifname)
 	if err != nil {
 		return nil // gone, with all that was on it
 	}
-	return detachClsact(wireHook, dev)
+	return detachWire(dev)
+}
+
+func detachWire(dev netlink.Link) error {
+	var errs []error
+	for _, h := range wireHooks {
+		errs = append(errs, detachClsact(h, dev))
+	}
+	return errors.Join(errs...)
 }
 
 // DetachUplinks removes from every device of this network namespace what has no
@@ -105,7 +122,7 @@ func DetachUplinks() error {
 	}
 	var errs []error
 	for _, dev := range devices {
-		errs = append(errs, detachClsact(wireHook, dev))
+		errs = append(errs, detachWire(dev))
 	}
 	return errors.Join(errs...)
 }

@@ -51,6 +51,7 @@ const (
 	northMapPolicyDrafts         = "policy_drafts"
 	northMapWireRoutes           = "wire_routes"
 	northProgFromWire            = "from_wire"
+	northProgToWire              = "to_wire"
 	northVarCacheDecisions       = "cache_decisions"
 	northVarCtDirectLimit        = "ct_direct_limit"
 	northVarHairpinV4            = "hairpin_v4"
@@ -105,6 +106,7 @@ type northSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type northProgramSpecs struct {
 	FromWire *ebpf.ProgramSpec `ebpf:"from_wire"`
+	ToWire   *ebpf.ProgramSpec `ebpf:"to_wire"`
 }
 
 // northMapSpecs contains maps before they are loaded into the kernel.
@@ -277,11 +279,13 @@ type northVariables struct {
 // It can be passed to loadNorthObjects or ebpf.CollectionSpec.LoadAndAssign.
 type northPrograms struct {
 	FromWire *ebpf.Program `ebpf:"from_wire"`
+	ToWire   *ebpf.Program `ebpf:"to_wire"`
 }
 
 func (p *northPrograms) Close() error {
 	return _NorthClose(
 		p.FromWire,
+		p.ToWire,
 	)
 }
 

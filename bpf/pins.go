@@ -99,7 +99,7 @@ func EndpointLinks(bpffs string) ([]string, error) {
 	seen := make(map[string]bool)
 	for _, e := range entries {
 		dev, hook, ok := strings.Cut(e.Name(), "-")
-		if ok && strings.HasPrefix(dev, "lxc") && !strings.HasPrefix(hook, wireHook.name) && !seen[dev] {
+		if ok && strings.HasPrefix(dev, "lxc") && !strings.HasPrefix(hook, wireHook.name) && hook != "to_wire" && !seen[dev] {
 			seen[dev] = true
 			names = append(names, dev)
 		}

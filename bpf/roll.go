@@ -47,7 +47,7 @@ func (r *rollCall) close() {
 	r.walks = nil
 }
 
-// RollCall has the sockets in the given network namespaces confirm their entries
+// RollCall has the sockets of the node and in the given network namespaces confirm their entries
 // and bring the entries' counters up to date. It returns the call's number, by
 // which a sweep knows the entries that nobody has confirmed. A namespace that is
 // gone has no sockets. One caller at a time.
@@ -65,7 +65,8 @@ func (d *Datapath) RollCall(namespaces []string) (uint32, time.Duration, error) 
 		// The thread ends with the goroutine: nothing else may run where it has been.
 		runtime.LockOSThread()
 		began := ThreadCPU()
-		var all error
+		// The node's own sockets first: this thread is where the daemon is.
+		all := d.roll.walk()
 		for _, path := range namespaces {
 			if err := d.roll.in(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				all = errors.Join(all, fmt.Errorf("call the roll of sockets in %s: %w", path, err))
@@ -101,6 +102,11 @@ func (r *rollCall) in(path string) error {
 	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
 		return err
 	}
+	return r.walk()
+}
+
+// walk has the sockets of this thread's network namespace confirm.
+func (r *rollCall) walk() error {
 	for _, it := range r.walks {
 		walk, err := it.Open()
 		if err != nil {

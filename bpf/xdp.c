@@ -35,7 +35,7 @@ int from_wire_xdp(ctx_t *ctx)
 		return XDP_DROP;
 	}
 	count(&p, DROP_NONE);
-	return verdict == TO_WIRE ? XDP_TX : XDP_PASS;
+	return verdict == TO_NEIGHBOUR ? XDP_TX : XDP_PASS;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -357,6 +357,7 @@ enum direction {
 	FROM_HOST = 3,		/* calls of the host's own sockets, not packets */
 	FROM_OVERLAY = 4,	/* out of a tunnel */
 	TO_OVERLAY = 5,		/* into one */
+	TO_WIRE = 6,		/* what this node itself sends by an uplink */
 	DIRECTIONS,
 };
 

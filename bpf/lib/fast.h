@@ -145,7 +145,7 @@ ALWAYS int fast_leave(ctx_t *ctx, struct pkt *p)
 		return -DROP_REWRITE;
 	__builtin_memcpy(eth->h_dest, fib->dmac, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, fib->smac, ETH_ALEN);
-	return TO_WIRE;
+	return TO_NEIGHBOUR;
 }
 
 /* What tc is told goes in front of the packet when all else is done. */

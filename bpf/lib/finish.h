@@ -81,7 +81,7 @@ ALWAYS int finish(ctx_t *ctx, struct pkt *p, int verdict)
 	case TO_POD:
 		count(p, DROP_NONE);
 		return bpf_redirect_peer(p->to_ifindex, 0);
-	case TO_WIRE:
+	case TO_NEIGHBOUR:
 		count(p, DROP_NONE);
 		return bpf_redirect_neigh(p->to_ifindex, NULL, 0, 0);
 	}

@@ -293,7 +293,8 @@ ALWAYS int north_forward(ctx_t *ctx, struct pkt *p, struct north_way *w)
 	__u32 known = w->flags & WAY_KNOWN, host = w->flags & WAY_HOST;
 	int ret;
 
-	if (!hop_left(ctx, p))
+	/* A process of this node has it as it is: it goes no further. */
+	if (!hop_left(ctx, p) && !north_own_address(&w->to))
 		return TO_STACK;
 	ret = way_take(ctx, p, w);
 	if (ret)

@@ -22,7 +22,7 @@ enum verdict {
 	TO_POD,		/* into p->to's interface */
 	SWALLOWED,	/* dropped, and counted already */
 	TO_SENDER,	/* our own answer, back into the interface it came from */
-	TO_WIRE,	/* out of p->to's interface, to whatever neighbour leads on */
+	TO_NEIGHBOUR,	/* out of p->to's interface, to whatever neighbour leads on */
 };
 
 enum pkt_flags {
@@ -53,7 +53,7 @@ struct pkt {
 	__u16 l3, l4;		/* offsets */
 	__u16 from_id, to_id;	/* endpoint ids, 0: not here */
 	__u32 len;		/* of the frame, bytes */
-	__u32 to_ifindex;	/* set with TO_POD and TO_WIRE */
+	__u32 to_ifindex;	/* set with TO_POD and TO_NEIGHBOUR */
 	__u32 backend, backend_generation;
 	__u32 service;		/* set when sent_dst is a frontend that was translated */
 	__u32 generation;	/* of mooring_shared when the walk began */

@@ -123,7 +123,7 @@ RARELY int wire_leave(ctx_t *ctx, struct pkt *p)
 	if (ret)
 		return ret;
 	p->to_ifindex = fib->ifindex;
-	return TO_WIRE;
+	return TO_NEIGHBOUR;
 }
 
 #endif

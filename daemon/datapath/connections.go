@@ -27,7 +27,7 @@ var states = [...]string{
 
 // Connections yields the table's rows: a SVC row for each flow's decision, an
 // EGRESS row for a flow that a pod of this node began, an INGRESS row for one
-// that entered a pod of this node. A flow between two pods of this node has one
+// that entered a pod of this node, or the node itself. A flow between two pods of this node has one
 // entry and both rows.
 func (m *Manager) Connections(yield func(api.Connection) bool) error {
 	now, err := m.bpf.Jiffies()
@@ -107,7 +107,8 @@ func (m *Manager) rows(k *bpf.CTKey, e *bpf.CTEntry, now uint64) []api.Connectio
 	if e.Flags&bpf.CTEgress != 0 {
 		rows = append(rows, side("EGRESS", 0))
 	}
-	if e.Flags&bpf.CTIngress != 0 {
+	// One that neither a pod began nor entered is the node's own, unless it only passes by a port of the node's.
+	if e.Flags&bpf.CTIngress != 0 || e.Flags&bpf.CTEgress == 0 && e.Origin == (bpf.Addr{}) {
 		rows = append(rows, side("INGRESS", 1))
 	}
 	return rows

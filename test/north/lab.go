@@ -142,8 +142,15 @@ func (l *Lab) NodeOf(pod string) *scenario.Node {
 	return l.B
 }
 
-// Pod is a pod by its name.
-func (l *Lab) Pod(name string) *scenario.Pod { return l.NodeOf(name).Pod(name) }
+// Pod is a pod by its name. Those of the node's own network (hostNetwork) are the
+// node itself: a-host.
+func (l *Lab) Pod(name string) *scenario.Pod {
+	n := l.NodeOf(name)
+	if strings.HasSuffix(name, "-host") {
+		return &scenario.Pod{NS: n.NS, IP: n.IP, IP6: n.IP6}
+	}
+	return n.Pod(name)
+}
 
 // Nodes are both.
 func (l *Lab) Nodes() []*scenario.Node { return []*scenario.Node{l.A, l.B} }
@@ -154,6 +161,14 @@ type Spec struct {
 	Pods   []string // that serve it
 	// Conditions are those of some of the pods: "ready: false".
 	Conditions map[string]string
+}
+
+// Hosts makes servers in the network of the nodes themselves, for each of both.
+func (l *Lab) Hosts() {
+	l.T.Helper()
+	for _, name := range []string{"a-host", "b-host"} {
+		Serve(l.T, l.NodeOf(name).NS, name)
+	}
 }
 
 // Service makes the service and its endpoints what is specified.

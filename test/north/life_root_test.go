@@ -33,13 +33,16 @@ func entries(t *testing.T, n *scenario.Node) (rows []api.Connection) {
 	return rows
 }
 
-// Flows from outside to a pod of the node end with the pod's socket.
+// Flows from outside to a pod of the node, or to the node itself, end with the backend's socket.
 func TestEntriesEndWithTheBackendsSocket(t *testing.T) {
-	eachMode(t, []modeTest{{"entries", entriesEnd}})
+	eachMode(t, []modeTest{
+		{"of a pod", func(t *testing.T, l *Lab) { l.entriesEnd(t, "a-1") }},
+		{"of the node's own network", func(t *testing.T, l *Lab) { l.Hosts(); l.entriesEnd(t, "a-host") }},
+	})
 }
 
-func entriesEnd(t *testing.T, l *Lab) {
-	l.Service(Spec{Pods: []string{"a-1"}})
+func (l *Lab) entriesEnd(t *testing.T, backend string) {
+	l.Service(Spec{Pods: []string{backend}})
 	f := Frontend{"NodePort", "tcp", netip.AddrPortFrom(l.A.IP, TCPNodePort)}
 	var open []net.Conn
 	for i := range 100 {
@@ -64,9 +67,17 @@ func entriesEnd(t *testing.T, l *Lab) {
 	if got := mine(func(c api.Connection) bool {
 		return c.Type == "INGRESS" && c.Tethered && c.Translation == f.Address.String()
 	}); got != 100 {
-		t.Errorf("%d of 100 flows have an INGRESS entry that lives with the pod's socket", got)
+		t.Errorf("%d of 100 flows have an INGRESS entry that lives with the socket of %s", got, backend)
 	}
-	for _, c := range open {
+	for _, c := range open[:50] {
+		c.Close()
+	}
+	netns.Eventually(t, 20*time.Second, "the entries of the flows that have ended go", func() bool { return mine(func(c api.Connection) bool { return c.Type == "INGRESS" }) == 50 })
+	// Those of the others stay, whoever is asked whether their sockets live.
+	for i, c := range open[50:] {
+		if err := echoOn(c, Payload(i, 100)); err != nil {
+			t.Errorf("a connection that stays: %v", err)
+		}
 		c.Close()
 	}
 	// The client closed first: the pod's socket is gone with its last ACK, and nothing waits.
