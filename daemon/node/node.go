@@ -234,15 +234,30 @@ func (m *Manager) reconcile() {
 	if m.options.Overlay {
 		cost = overhead(tunnels, uplinks)
 	}
-	overlay, err := m.overlay(podCIDRs, MTU(uplinks)-cost, tunnels, complete, set)
+	overlay, err := m.overlay(podCIDRs, MTU(uplinks)-cost, complete)
 	if err != nil {
-		problems = append(problems, err.Error())
+		problems = append(problems, fmt.Sprintf("%v: other nodes' pods are not reached", err))
 		wanted = slices.DeleteFunc(wanted, func(r Route) bool { return r.Overlay && overlay == 0 })
 	}
-	wrong, err = apply(wanted, complete, overlay)
+	ready := err == nil && complete && set != nil
+	wrong, remove, err := apply(wanted, overlay)
 	problems = append(problems, wrong...)
 	if err != nil {
 		problems = append(problems, err.Error())
+	}
+	// A tunnel lets in what comes from its node: before that the answers have their
+	// route, and until it is gone they keep it. On another they would leave the node bare.
+	if ready && err == nil {
+		at := overlay
+		if !m.options.Overlay {
+			at = 0
+		}
+		if err := set(OverlayDevice, at, tunnels); err != nil {
+			problems = append(problems, fmt.Sprintf("%v: other nodes' pods are not reached", err))
+		}
+	}
+	if complete {
+		problems = append(problems, remove()...)
 	}
 	if link, err := overlayLink(); !m.options.Overlay && complete && err == nil && link != nil {
 		// An earlier run's. Its routes have been replaced, so that no packet misses it.
@@ -274,29 +289,17 @@ func (m *Manager) reconcile() {
 	}
 }
 
-// overlay keeps the device, and the datapath's tunnels once all nodes are known,
-// and returns the device's index: also that of an earlier run, which goes later.
-func (m *Manager) overlay(podCIDRs []netip.Prefix, mtu int, tunnels map[netip.Prefix]Tunnel, complete bool, set TunnelSetter) (index int, err error) {
-	if !m.options.Overlay {
-		link, err := overlayLink()
-		if err != nil || !complete || set == nil {
-			return 0, err
-		}
-		if link != nil {
-			index = link.Attrs().Index
-		}
-		return index, set(OverlayDevice, 0, nil)
+// overlay keeps the device and returns its index: also that of an earlier run,
+// which goes later, once all nodes are known.
+func (m *Manager) overlay(podCIDRs []netip.Prefix, mtu int, complete bool) (index int, err error) {
+	if m.options.Overlay {
+		return ensureOverlay(podCIDRs, mtu)
 	}
-	if index, err = ensureOverlay(podCIDRs, mtu); err != nil {
-		return index, fmt.Errorf("%w: other nodes' pods are not reached", err)
+	link, err := overlayLink()
+	if err != nil || !complete || link == nil {
+		return 0, err
 	}
-	if !complete || set == nil {
-		return index, nil
-	}
-	if err := set(OverlayDevice, index, tunnels); err != nil {
-		return index, fmt.Errorf("%w: other nodes' pods are not reached", err)
-	}
-	return index, nil
+	return link.Attrs().Index, nil
 }
 
 // masquerade keeps one family's chains, or their absence. As long as the nodes

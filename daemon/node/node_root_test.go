@@ -8,13 +8,16 @@ import (
 	"bytes"
 	"context"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -204,6 +207,52 @@ func TestRoutesFollowTheNodesAndSpareOtherPeoples(t *testing.T) {
 	if got := ourRoutes(t); len(got) != 0 {
 		t.Errorf("left by cleanup: %q", got)
 	}
+}
+
+// What a tunnel lets in is answered by the route: without it the answer would leave
+// the node as it is, by the default one.
+func TestTunnelHasItsRouteAsLongAsItIsThere(t *testing.T) {
+	if !inOwnNetns(t) {
+		return
+	}
+	sh(t, uplink)
+	o := options(t)
+	o.Overlay = true
+	m := New(o)
+	var mutex sync.Mutex
+	var last []netip.Prefix
+	m.SetTunnelSetter(func(_ string, index int, tunnels map[netip.Prefix]Tunnel) error {
+		there := sh(t, "ip route show proto 77 dev "+OverlayDevice+"; ip -6 route show proto 77 dev "+OverlayDevice)
+		mutex.Lock()
+		defer mutex.Unlock()
+		// Of those that go, too: they are let in until this returns.
+		for _, pods := range append(slices.Collect(maps.Keys(tunnels)), last...) {
+			if !strings.Contains(there, pods.String()) {
+				t.Errorf("there is a tunnel for %s and no route: %s", pods, there)
+			}
+		}
+		last = slices.Collect(maps.Keys(tunnels))
+		return nil
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { m.Run(ctx); close(done) }()
+	defer func() { cancel(); <-done }()
+	a := machine("a", []string{"192.0.2.1"}, "10.244.0.0/24", "fd00:10:244::/64")
+	tunnels := func(want int) func() bool {
+		return func() bool {
+			mutex.Lock()
+			defer mutex.Unlock()
+			return len(last) == want
+		}
+	}
+	m.SetNodes([]model.Node{
+		a, machine("b", []string{"192.0.2.2"}, "10.244.1.0/24", "fd00:10:244:1::/64"), machine("c", []string{"192.0.2.3"}, "10.244.2.0/24"),
+	})
+	eventually(t, "tunnels to b and c", tunnels(3))
+	m.SetNodes([]model.Node{a, machine("c", []string{"192.0.2.3"}, "10.244.2.0/24")})
+	eventually(t, "only the tunnel to c", tunnels(1))
+	eventually(t, "no route to b", func() bool { return !slices.Contains(ourRoutes(t), "10.244.1.0/24") })
 }
 
 const dump = "iptables-save -t nat; iptables-save -t raw; ip6tables-save -t nat; ip6tables-save -t raw"

@@ -163,21 +163,14 @@ func ours(overlay int) (list []Route, err error) {
 	return list, nil
 }
 
-// apply makes the kernel's routes the wanted ones. Without complete nothing is
-// removed: the cluster's nodes are not all known yet.
-func apply(wanted []Route, complete bool, overlay int) (problems []string, err error) {
+// apply gives the kernel the wanted routes that it lacks; remove takes away those
+// that are not wanted.
+func apply(wanted []Route, overlay int) (problems []string, remove func() []string, err error) {
 	there, err := ours(overlay)
 	if err != nil {
-		return nil, err
+		return nil, func() []string { return nil }, err
 	}
-	add, change, remove := difference(there, wanted)
-	if complete {
-		for _, r := range remove {
-			if err := netlink.RouteDel(kernelRoute(r, overlay)); err != nil && !errors.Is(err, unix.ESRCH) {
-				problems = append(problems, fmt.Sprintf("remove route %s: %v", r, err))
-			}
-		}
-	}
+	add, change, unwanted := difference(there, wanted)
 	for _, r := range change {
 		if err := netlink.RouteReplace(kernelRoute(r, overlay)); err != nil {
 			problems = append(problems, explain(r, err))
@@ -188,7 +181,14 @@ func apply(wanted []Route, complete bool, overlay int) (problems []string, err e
 			problems = append(problems, explain(r, err))
 		}
 	}
-	return problems, nil
+	return problems, func() (problems []string) {
+		for _, r := range unwanted {
+			if err := netlink.RouteDel(kernelRoute(r, overlay)); err != nil && !errors.Is(err, unix.ESRCH) {
+				problems = append(problems, fmt.Sprintf("remove route %s: %v", r, err))
+			}
+		}
+		return problems
+	}, nil
 }
 
 // explain says what an errno of a route means here.
