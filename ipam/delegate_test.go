@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -75,6 +76,35 @@ func TestRangesComeFromTheNodeFileUnlessTheStanzaHasThem(t *testing.T) {
 		if _, err := call.Check(t.Context()); !errors.As(err, &none) {
 			t.Errorf("%s: CHECK after DEL: %v", test.ipam, err)
 		}
+	}
+}
+
+// After a reboot the runtime's DELs come before the daemon, whose node file went
+// with the reboot.
+func TestStanzaSaysWhereTheAddressesAreBeforeAnyDaemonStarts(t *testing.T) {
+	dir := t.TempDir()
+	socket, state := filepath.Join(dir, "mooring.sock"), filepath.Join(dir, "state")
+	stdin := fmt.Sprintf(`{"cniVersion": "1.0.0", "name": "mooring", "type": "mooring-cni", "socket": %q,
+		"ipam": {"type": "mooring-ipam", "stateDir": %q}}`, socket, state)
+	node := conf.Node{StateDir: state, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.3.0/30")}}
+	if err := conf.WriteNode(socket, node); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := calling(t, "a", stdin).Add(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(conf.NodeFile(socket)); err != nil {
+		t.Fatal(err)
+	}
+	if err := calling(t, "a", stdin).Del(t.Context()); err != nil {
+		t.Errorf("DEL without a node file: %v", err)
+	}
+	if err := conf.WriteNode(socket, node); err != nil {
+		t.Fatal(err)
+	}
+	var none *NotFoundError
+	if addrs, err := calling(t, "a", stdin).Check(t.Context()); !errors.As(err, &none) {
+		t.Errorf("after DEL it has %v (%v)", addrs, err)
 	}
 }
 

@@ -86,6 +86,9 @@ func (e *enabler) enable(ctx context.Context, wait time.Duration) error {
 	if err := e.client.awaitReady(ctx, wait); err != nil {
 		return err
 	}
+	if node, err := e.client.api().Node(ctx); err == nil {
+		e.stateDirDiffers(node.StateDir)
+	}
 	directory, err := openHostDirectory(e.directory)
 	if err == nil {
 		defer directory.Close()
@@ -96,6 +99,30 @@ func (e *enabler) enable(ctx context.Context, wait time.Duration) error {
 	}
 	fmt.Fprintf(e.out, "%s installed\n", filepath.Join(e.directory, conflistName))
 	return nil
+}
+
+// stateDirDiffers tells of a configuration whose DELs, as long as no daemon has
+// started since the machine has, would look for addresses elsewhere.
+func (e *enabler) stateDirDiffers(daemons string) {
+	var list struct{ Plugins []json.RawMessage }
+	if err := json.Unmarshal(e.content, &list); err != nil {
+		return
+	}
+	for _, raw := range list.Plugins {
+		c, err := conf.ParseNetConf(raw)
+		if err != nil || !c.IPAM.Own() {
+			continue
+		}
+		is := c.IPAM.StateDir
+		if is == "" {
+			is = conf.DefaultStateDir
+		}
+		if is != daemons {
+			fmt.Fprintf(e.out, "the configuration leads to the addresses in %s, and mooringd keeps them in %s: "+
+				"after a reboot a pod's end would not give its addresses back. Say \"stateDir\": %q in ipam of the stanza of %s\n",
+				is, daemons, daemons, conf.PluginType)
+		}
+	}
 }
 
 // keep has the configuration in place, and says what it waits for, until ctx is

@@ -33,7 +33,7 @@ seccompProfile: {type: Unconfined}
 {{- end -}}
 
 {{- define "conflist" -}}
-{{- $ours := dict "type" "mooring-cni" "socket" (include "socket" .) "bpffs" (printf "%s/mooring" .Values.paths.bpf) "ipam" (dict "type" "mooring-ipam") -}}
+{{- $ours := dict "type" "mooring-cni" "socket" (include "socket" .) "bpffs" (printf "%s/mooring" .Values.paths.bpf) "ipam" (dict "type" "mooring-ipam" "stateDir" .Values.paths.state) -}}
 {{- $list := dict "cniVersion" (first .Values.cni.versions) "name" "mooring" "plugins" (prepend .Values.cni.chained $ours) -}}
 {{- if gt (len .Values.cni.versions) 1 -}}{{- $_ := set $list "cniVersions" .Values.cni.versions -}}{{- end -}}
 {{ toPrettyJson $list }}
