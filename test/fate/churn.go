@@ -145,10 +145,21 @@ func exchange(fd int, command byte) error {
 		return fmt.Errorf("request: %w", err)
 	}
 	b[0] = ^command
-	if n, err := unix.Read(fd, b[:]); err != nil || n != 1 || b[0] != command {
+	n, err := uninterrupted(func() (int, error) { return unix.Read(fd, b[:]) })
+	if err != nil || n != 1 || b[0] != command {
 		return fmt.Errorf("answer: %d bytes, %d instead of %d: %w", n, b[0], command, err)
 	}
 	return nil
+}
+
+// uninterrupted calls again what a signal has interrupted, as the runtime's own do:
+// the kernel does not, where a socket's patience has an end.
+func uninterrupted(call func() (int, error)) (n int, err error) {
+	for {
+		if n, err = call(); err != unix.EINTR {
+			return n, err
+		}
+	}
 }
 
 func datagram(k Kind, vip netip.Addr) error {
@@ -171,7 +182,11 @@ func datagram(k Kind, vip netip.Addr) error {
 	if err := unix.Sendto(fd, b[:], 0, to); err != nil {
 		return err
 	}
-	n, from, err := unix.Recvfrom(fd, b[:], 0)
+	var from unix.Sockaddr
+	n, err := uninterrupted(func() (n int, err error) {
+		n, from, err = unix.Recvfrom(fd, b[:], 0)
+		return n, err
+	})
 	if err != nil || n != 1 {
 		return fmt.Errorf("answer: %d bytes: %w", n, err)
 	}

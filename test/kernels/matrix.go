@@ -99,6 +99,7 @@ var Jobs = []Job{
 		Kernels: []string{"5.10", "6.1", "6.12", "newest"}},
 	{Package: "./bpf", Run: "^TestEveryProgramLoads$"},
 	{Package: "./test/reachability", Run: "^TestProgramsAgreeWithTheReference$"},
+	{Package: "./test/fate", Run: "^TestEveryEndOfASocketEndsItsEntries$", Timeout: 5 * time.Minute},
 }
 
 // ends are the ways in which most flows end, and TIME_WAIT after them.
