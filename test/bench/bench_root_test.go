@@ -22,6 +22,7 @@ var (
 
 func TestMain(m *testing.M) {
 	WorkerMain()
+	HolderMain()
 	flag.Parse()
 	code := m.Run()
 	scenario.RemovePrograms()

@@ -112,8 +112,11 @@ func measureLeftovers(b *B, on, off *scenario.Node, count int) {
 		*scenario.Node
 	}{{"hook", on}, {"no hook", off}} {
 		one.EnterCgroup()
+		began, before := time.Now(), reaperCPU(b, one.Node)
 		churn(b, one.Pod("client").NS, count)
 		time.Sleep(wait)
+		took, cpu := time.Since(began), reaperCPU(b, one.Node)-before
+		b.Value(Contestant{Name: fmt.Sprintf("%s: the reaper's CPU, of one, in these %.0f s", one.name, took.Seconds()), Unit: "%"}, 100*cpu/took.Seconds())
 		left, timewait := rows(one.Node)
 		add(one.name+": left after 5 s", left, one.Node == on)
 		add(one.name+": and in TIME_WAIT", timewait, false)
@@ -131,6 +134,16 @@ func measureLeftovers(b *B, on, off *scenario.Node, count int) {
 		b.Fatalf("count the entries of nf_conntrack: %v", err)
 	}
 	add("nf_conntrack: left after 5 s", float64(left), false)
+}
+
+// reaperCPU is in seconds.
+func reaperCPU(b *B, n *scenario.Node) float64 {
+	b.Helper()
+	s, err := n.API().ConntrackStats(b.Context())
+	if err != nil {
+		b.Fatal(err)
+	}
+	return s.Sweep.CPUSeconds
 }
 
 func churn(b *B, client *netns.NS, count int) {

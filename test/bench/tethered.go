@@ -3,10 +3,13 @@
 package bench
 
 import (
-	"errors"
+	"bufio"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
+	"os"
+	"strconv"
 	"sync"
 	"time"
 
@@ -27,18 +30,13 @@ func init() {
 	})
 }
 
-// flowsPerPod is how many of its ports a pod's sockets take.
-const flowsPerPod = 60_000
+// A process may have so many sockets, less than what the limit of some machines is.
+const flowsPerProcess = 18_000
 
 func measureTethered(b *B) {
 	flows, datagrams := 500_000, 200_000
 	if b.Quick {
 		flows, datagrams = 64, 256
-	}
-	// The sockets of one way and all else that is open.
-	limit := unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}
-	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil && !b.Quick {
-		b.Fatalf("open %d sockets: %v", flows, err)
 	}
 	stats, err := ebpf.EnableStats(bpfStatsRunTime)
 	if err != nil {
@@ -52,13 +50,9 @@ func measureTethered(b *B) {
 	plain.attach(b, empty, from)
 	plain.attach(b, empty, to)
 	hush := answerUntil(b, to.NS)
-	idle, err := connected(from.NS, netip.AddrPortFrom(to.IP, UDPPort), 2048, 1)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer closeAll(idle)
+	idle := hold(b, from.NS, netip.AddrPortFrom(to.IP, UDPPort), 1)
 	hush()
-	floor := func() float64 { return perRun(b, empty, idle, datagrams) }
+	floor := func() float64 { return perRun(b, empty, datagrams, idle) }
 
 	var one, many string
 	for _, way := range []struct {
@@ -70,30 +64,30 @@ func measureTethered(b *B) {
 		vip := netip.MustParseAddrPort("10.96.0.10:53")
 		n.Service(b, packet.UDP, vip, server.At(false, UDPPort))
 		hush := answerUntil(b, server.NS)
-		var sockets []int
-		for len(sockets) < flows {
-			some, err := connected(n.Pod(b).NS, vip, 2048, min(flowsPerPod, flows-len(sockets)))
-			if err != nil {
-				b.Fatal(err)
-			}
-			sockets = append(sockets, some...)
+		single := hold(b, n.Pod(b).NS, vip, 1)
+		var holders []*holder
+		for left := flows; left > 0; left -= flowsPerProcess {
+			holders = append(holders, hold(b, n.Pod(b).NS, vip, min(flowsPerProcess, left)))
 		}
 		// Nobody answers from now on: what is counted are the sockets' packets.
 		hush()
-		each := func(sockets []int) func() float64 {
-			return func() float64 { return perRun(b, n.FromContainer, sockets, datagrams) - floor() }
+		each := func(total int, holders ...*holder) func() float64 {
+			return func() float64 { return perRun(b, n.FromContainer, total, holders...) - floor() }
 		}
-		each(sockets)()
+		all := each(flows, holders...)
+		all()
 		name1, nameN := "1 flow: "+way.name, fmt.Sprintf("%d flows: %s", flows, way.name)
-		first, all := Contestant{Name: name1, Unit: "ns", Against: one, Once: each(sockets[:1])},
-			Contestant{Name: nameN, Unit: "ns", Against: many, Once: each(sockets)}
+		first := Contestant{Name: name1, Unit: "ns", Against: one, Once: each(datagrams, single)}
+		rest := Contestant{Name: nameN, Unit: "ns", Against: many, Once: all}
 		if !way.noCache {
 			one, many = name1, nameN
 			first.Bound = Bound{Most: 120}
-			all.Against, all.Bound = name1, Bound{Ratio: true, Most: 1.3}
+			rest.Against, rest.Bound = name1, Bound{Ratio: true, Most: 1.3}
 		}
-		b.Compare(first, all)
-		closeAll(sockets)
+		b.Compare(first, rest)
+		for _, h := range holders {
+			h.end()
+		}
 	}
 }
 
@@ -113,83 +107,169 @@ func answerUntil(b *B, ns *netns.NS) func() {
 	return sync.OnceFunc(func() { close(silent) })
 }
 
-// perRun sends datagrams by sockets in scattered order and returns what a program's
-// run has taken, as the kernel counts it.
-func perRun(b *B, p *ebpf.Program, sockets []int, datagrams int) float64 {
+// perRun has sockets send, one process after the other and each socket as often, and
+// returns what a run of a program has taken, as the kernel counts it.
+func perRun(b *B, p *ebpf.Program, datagrams int, holders ...*holder) float64 {
 	b.Helper()
 	before := programStats(b, p)
-	err := pinned(func() error {
-		at := 0
-		for range datagrams {
-			// A step that shares no factor with any count of sockets below it.
-			at = (at + 7_368_787) % len(sockets)
-			if _, err := unix.Write(sockets[at], []byte{1}); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		b.Fatalf("send datagrams: %v", err)
+	for _, h := range holders {
+		h.send(b, datagrams/len(holders))
 	}
 	after := programStats(b, p)
-	if after.RunCount-before.RunCount < uint64(datagrams) {
-		b.Fatalf("%s ran %d times for %d datagrams", p, after.RunCount-before.RunCount, datagrams)
+	runs := after.RunCount - before.RunCount
+	if runs < uint64(datagrams/len(holders)*len(holders)) {
+		b.Fatalf("%s ran %d times for %d datagrams", p, runs, datagrams)
 	}
-	return float64(after.Runtime-before.Runtime) / float64(after.RunCount-before.RunCount)
+	return float64(after.Runtime-before.Runtime) / float64(runs)
 }
 
-// connected makes sockets whose flows are established: each was answered once, and has
-// sent since.
-func connected(client *netns.NS, to netip.AddrPort, port, count int) (sockets []int, err error) {
-	err = client.Do(func() error {
-		for i := range count {
-			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-			if err != nil {
-				return err
-			}
-			sockets = append(sockets, fd)
-			// The answers of the others are not read.
-			patience := unix.NsecToTimeval(int64(time.Second))
-			if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
-				return err
-			}
-			if err := unix.Bind(fd, &unix.SockaddrInet4{Port: port + i}); err != nil {
-				return fmt.Errorf("bind to port %d: %w", port+i, err)
-			}
-			if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}); err != nil {
-				return fmt.Errorf("connect to %s: %w", to, err)
-			}
-			if err := answered(fd); err != nil {
-				return fmt.Errorf("socket %d to %s: %w", i, to, err)
-			}
-		}
-		return nil
-	})
+// A holder is a process with connected sockets, whose flows are established: each was
+// answered once, and has sent since.
+type holder struct {
+	commands io.WriteCloser
+	answers  *bufio.Reader
+	end      func()
+}
+
+const holderVariable = "MOORING_BENCH_HOLDER"
+
+// HolderMain is called first in TestMain: in a holder's process it does not return.
+func HolderMain() {
+	text := os.Getenv(holderVariable)
+	if text == "" {
+		return
+	}
+	var to string
+	var count int
+	_, err := fmt.Sscan(text, &to, &count)
+	if err == nil {
+		err = holdFlows(netip.MustParseAddrPort(to), count)
+	}
 	if err != nil {
-		closeAll(sockets)
+		fmt.Println(err)
+		os.Exit(1)
 	}
-	return sockets, err
+	os.Exit(0)
 }
 
-// answered asks until an answer comes, and once more: what follows an answer is what
-// the socket remembers.
-func answered(fd int) (err error) {
-	var answer [1]byte
-	for range 10 {
-		if _, err = unix.Write(fd, []byte{1}); err != nil {
+func hold(b *B, ns *netns.NS, to netip.AddrPort, count int) *holder {
+	b.Helper()
+	c := ns.Command("/proc/self/exe")
+	c.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d", holderVariable, to, count))
+	commands, ours, err := os.Pipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	theirs, answers, err := os.Pipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	c.Stdin, c.Stdout = commands, answers
+	c.Background(b)
+	commands.Close()
+	answers.Close()
+	end := sync.OnceFunc(func() {
+		ours.Close()
+		theirs.Close()
+	})
+	b.Cleanup(end)
+	h := &holder{ours, bufio.NewReader(theirs), end}
+	h.done(b)
+	return h
+}
+
+func (h *holder) send(b *B, datagrams int) {
+	if _, err := fmt.Fprintln(h.commands, datagrams); err != nil {
+		b.Fatalf("have datagrams sent: %v", err)
+	}
+	h.done(b)
+}
+
+func (h *holder) done(b *B) {
+	b.Helper()
+	if line, err := h.answers.ReadString('\n'); err != nil || line != "done\n" {
+		b.Fatalf("a process with sockets says %q (%v)", line, err)
+	}
+}
+
+// holdFlows makes the sockets, and at each line of its input sends as many datagrams.
+func holdFlows(to netip.AddrPort, count int) error {
+	var sockets []int
+	for i := range count {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
 			return err
 		}
-		if _, err = unix.Read(fd, answer[:]); err == nil {
-			_, err = unix.Write(fd, []byte{1})
+		sockets = append(sockets, fd)
+		patience := unix.NsecToTimeval(int64(time.Second))
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
+			return err
+		}
+		if err := unix.Bind(fd, &unix.SockaddrInet4{Port: 2048 + i}); err != nil {
+			return fmt.Errorf("bind to port %d: %w", 2048+i, err)
+		}
+		if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: to.Addr().As4(), Port: int(to.Port())}); err != nil {
+			return fmt.Errorf("connect to %s: %w", to, err)
+		}
+		// Many at a time: alone, each waits for its turn of the processor.
+		if i == count-1 || i%window == window-1 {
+			if err := answered(sockets[i/window*window:]); err != nil {
+				return fmt.Errorf("sockets up to %d to %s: %w", i, to, err)
+			}
+		}
+	}
+	fmt.Println("done")
+	at := 0
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); fmt.Println("done") {
+		datagrams, err := strconv.Atoi(lines.Text())
+		if err != nil {
+			return err
+		}
+		err = pinned(func() error {
+			for range datagrams {
+				// A step that shares no factor with the number of sockets is a scattered rotation.
+				at = (at + 7_368_787) % len(sockets)
+				if _, err := unix.Write(sockets[at], []byte{1}); err != nil {
+					return fmt.Errorf("send: %w", err)
+				}
+			}
+			return nil
+		})
+		if err != nil {
 			return err
 		}
 	}
-	return err
+	return nil
 }
 
-func closeAll(sockets []int) {
+const window = 100
+
+// answered asks until an answer comes to each socket, and once more: what follows an
+// answer is what the socket remembers.
+func answered(sockets []int) error {
+	var b [1]byte
+	silent := sockets
+	for try := 0; len(silent) > 0; try++ {
+		for _, fd := range silent {
+			if _, err := unix.Write(fd, b[:]); err != nil {
+				return err
+			}
+		}
+		var again []int
+		for _, fd := range silent {
+			if _, err := unix.Read(fd, b[:]); err != nil {
+				if try == 10 {
+					return err
+				}
+				again = append(again, fd)
+			}
+		}
+		silent = again
+	}
 	for _, fd := range sockets {
-		unix.Close(fd)
+		if _, err := unix.Write(fd, b[:]); err != nil {
+			return err
+		}
 	}
+	return nil
 }

@@ -132,7 +132,7 @@ func One(k Kind, vip netip.Addr) error {
 		return unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	case ServerCloses:
 		var b [1]byte
-		if n, err := unix.Read(fd, b[:]); n != 0 || err != nil {
+		if n, err := uninterrupted(func() (int, error) { return unix.Read(fd, b[:]) }); n != 0 || err != nil {
 			return fmt.Errorf("wait for the server's FIN: %d bytes, %v", n, err)
 		}
 	}

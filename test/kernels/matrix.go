@@ -99,7 +99,6 @@ var Jobs = []Job{
 		Kernels: []string{"5.10", "6.1", "6.12", "newest"}},
 	{Package: "./bpf", Run: "^TestEveryProgramLoads$"},
 	{Package: "./test/reachability", Run: "^TestProgramsAgreeWithTheReference$"},
-	{Package: "./test/fate", Run: "^TestEveryEndOfASocketEndsItsEntries$", Timeout: 5 * time.Minute},
 }
 
 // ends are the ways in which most flows end, and TIME_WAIT after them.
@@ -108,6 +107,7 @@ const ends = "^TestFate$/^(nothing_is_left_of_flows_that_ended|an_entry_shows|a_
 // Long are jobs that run when KERNELS_LONG=1 or KERNELS_JOBS asks for them: with them
 // a kernel takes several minutes.
 var Long = []Job{
+	{Package: "./test/fate", Run: "^TestEveryEndOfASocketEndsItsEntries$", Timeout: 10 * time.Minute},
 	{Package: "./test/packet", Timeout: 6 * time.Minute},
 	{Name: "ends/trampoline", Package: "./test/fate", Run: ends, Env: []string{"MOORING_HOOK=trampoline"}, Timeout: 5 * time.Minute,
 		Commands: datapathCommands, Programs: datapathPrograms},

@@ -148,7 +148,7 @@ func startLimit() time.Duration {
 	if os.Getenv("MOORING_KERNEL") != "" {
 		return 4 * time.Minute // emulated
 	}
-	return 30 * time.Second
+	return 2 * time.Minute // that nothing but a machine busy with other work comes near to
 }
 
 // Up starts the daemon and waits until all services are in the datapath.
