@@ -290,6 +290,13 @@ type abiIdentityKey struct {
 	Addr      [16]uint8
 }
 
+type abiNodeFlags uint32
+
+const (
+	abiNodeFlagsNODE_PODS   abiNodeFlags = 1
+	abiNodeFlagsNODE_ITSELF abiNodeFlags = 2
+)
+
 type abiPolicyDirection uint32
 
 const (
@@ -487,6 +494,7 @@ const (
 	abiMapMooringIdentities     = "mooring_identities"
 	abiMapMooringLate           = "mooring_late"
 	abiMapMooringNodeAddresses  = "mooring_node_addresses"
+	abiMapMooringNodes          = "mooring_nodes"
 	abiMapMooringPolicies       = "mooring_policies"
 	abiMapMooringPolicyDrops    = "mooring_policy_drops"
 	abiMapMooringProfiles       = "mooring_profiles"
@@ -511,6 +519,7 @@ const (
 	abiVarUnusedEvent           = "unused_event"
 	abiVarUnusedEventKind       = "unused_event_kind"
 	abiVarUnusedHookMode        = "unused_hook_mode"
+	abiVarUnusedNodeFlags       = "unused_node_flags"
 	abiVarUnusedPolicyDirection = "unused_policy_direction"
 	abiVarUnusedPolicyNumber    = "unused_policy_number"
 	abiVarUnusedSocketFlags     = "unused_socket_flags"
@@ -583,6 +592,7 @@ type abiMapSpecs struct {
 	MooringIdentities    *ebpf.MapSpec `ebpf:"mooring_identities"`
 	MooringLate          *ebpf.MapSpec `ebpf:"mooring_late"`
 	MooringNodeAddresses *ebpf.MapSpec `ebpf:"mooring_node_addresses"`
+	MooringNodes         *ebpf.MapSpec `ebpf:"mooring_nodes"`
 	MooringPolicies      *ebpf.MapSpec `ebpf:"mooring_policies"`
 	MooringPolicyDrops   *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
 	MooringProfiles      *ebpf.MapSpec `ebpf:"mooring_profiles"`
@@ -613,6 +623,7 @@ type abiVariableSpecs struct {
 	UnusedEvent           *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedEventKind       *ebpf.VariableSpec `ebpf:"unused_event_kind"`
 	UnusedHookMode        *ebpf.VariableSpec `ebpf:"unused_hook_mode"`
+	UnusedNodeFlags       *ebpf.VariableSpec `ebpf:"unused_node_flags"`
 	UnusedPolicyDirection *ebpf.VariableSpec `ebpf:"unused_policy_direction"`
 	UnusedPolicyNumber    *ebpf.VariableSpec `ebpf:"unused_policy_number"`
 	UnusedSocketFlags     *ebpf.VariableSpec `ebpf:"unused_socket_flags"`
@@ -657,6 +668,7 @@ type abiMaps struct {
 	MooringIdentities    *ebpf.Map `ebpf:"mooring_identities"`
 	MooringLate          *ebpf.Map `ebpf:"mooring_late"`
 	MooringNodeAddresses *ebpf.Map `ebpf:"mooring_node_addresses"`
+	MooringNodes         *ebpf.Map `ebpf:"mooring_nodes"`
 	MooringPolicies      *ebpf.Map `ebpf:"mooring_policies"`
 	MooringPolicyDrops   *ebpf.Map `ebpf:"mooring_policy_drops"`
 	MooringProfiles      *ebpf.Map `ebpf:"mooring_profiles"`
@@ -689,6 +701,7 @@ func (m *abiMaps) Close() error {
 		m.MooringIdentities,
 		m.MooringLate,
 		m.MooringNodeAddresses,
+		m.MooringNodes,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,
@@ -720,6 +733,7 @@ type abiVariables struct {
 	UnusedEvent           *ebpf.Variable `ebpf:"unused_event"`
 	UnusedEventKind       *ebpf.Variable `ebpf:"unused_event_kind"`
 	UnusedHookMode        *ebpf.Variable `ebpf:"unused_hook_mode"`
+	UnusedNodeFlags       *ebpf.Variable `ebpf:"unused_node_flags"`
 	UnusedPolicyDirection *ebpf.Variable `ebpf:"unused_policy_direction"`
 	UnusedPolicyNumber    *ebpf.Variable `ebpf:"unused_policy_number"`
 	UnusedSocketFlags     *ebpf.Variable `ebpf:"unused_socket_flags"`

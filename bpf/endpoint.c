@@ -11,6 +11,7 @@
 #include "lib/policy.h"
 #include "lib/icmp.h"
 #include "lib/forward.h"
+#include "lib/tell.h"
 #include "lib/finish.h"
 
 /* A packet of a flow: translated towards the backend, or back. */
@@ -28,6 +29,7 @@ ALWAYS int flow_out(ctx_t *ctx, struct pkt *p)
 ALWAYS int pod_out(ctx_t *ctx, struct pkt *p)
 {
 	return pkt_parse(ctx, p)		/* parse.h      headers -> p                   */
+	    ?: (dsr_datagram(p) ? dsr_forged(ctx, p) : NEXT)	/* dsr.h  a pod is no node     */
 	    ?: socket_forward(ctx, p)		/* socket.h     its socket knows the rest      */
 	    ?: source_check(ctx, p)		/* endpoint.h   only the pod's own addresses   */
 	    ?: (is_icmp_error(p)

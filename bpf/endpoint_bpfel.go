@@ -35,6 +35,7 @@ const (
 	endpointMapMooringIdentities    = "mooring_identities"
 	endpointMapMooringLate          = "mooring_late"
 	endpointMapMooringNodeAddresses = "mooring_node_addresses"
+	endpointMapMooringNodes         = "mooring_nodes"
 	endpointMapMooringPolicies      = "mooring_policies"
 	endpointMapMooringPolicyDrops   = "mooring_policy_drops"
 	endpointMapMooringProfiles      = "mooring_profiles"
@@ -53,6 +54,7 @@ const (
 	endpointProgToContainer         = "to_container"
 	endpointVarCacheDecisions       = "cache_decisions"
 	endpointVarCtDirectLimit        = "ct_direct_limit"
+	endpointVarDsrMode              = "dsr_mode"
 	endpointVarHairpinV4            = "hairpin_v4"
 	endpointVarHairpinV6            = "hairpin_v6"
 	endpointVarHookMode             = "hook_mode"
@@ -131,6 +133,7 @@ type endpointMapSpecs struct {
 	MooringIdentities    *ebpf.MapSpec `ebpf:"mooring_identities"`
 	MooringLate          *ebpf.MapSpec `ebpf:"mooring_late"`
 	MooringNodeAddresses *ebpf.MapSpec `ebpf:"mooring_node_addresses"`
+	MooringNodes         *ebpf.MapSpec `ebpf:"mooring_nodes"`
 	MooringPolicies      *ebpf.MapSpec `ebpf:"mooring_policies"`
 	MooringPolicyDrops   *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
 	MooringProfiles      *ebpf.MapSpec `ebpf:"mooring_profiles"`
@@ -153,6 +156,7 @@ type endpointMapSpecs struct {
 type endpointVariableSpecs struct {
 	CacheDecisions   *ebpf.VariableSpec `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.VariableSpec `ebpf:"ct_direct_limit"`
+	DsrMode          *ebpf.VariableSpec `ebpf:"dsr_mode"`
 	HairpinV4        *ebpf.VariableSpec `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
@@ -201,6 +205,7 @@ type endpointMaps struct {
 	MooringIdentities    *ebpf.Map `ebpf:"mooring_identities"`
 	MooringLate          *ebpf.Map `ebpf:"mooring_late"`
 	MooringNodeAddresses *ebpf.Map `ebpf:"mooring_node_addresses"`
+	MooringNodes         *ebpf.Map `ebpf:"mooring_nodes"`
 	MooringPolicies      *ebpf.Map `ebpf:"mooring_policies"`
 	MooringPolicyDrops   *ebpf.Map `ebpf:"mooring_policy_drops"`
 	MooringProfiles      *ebpf.Map `ebpf:"mooring_profiles"`
@@ -238,6 +243,7 @@ func (m *endpointMaps) Close() error {
 		m.MooringIdentities,
 		m.MooringLate,
 		m.MooringNodeAddresses,
+		m.MooringNodes,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,
@@ -261,6 +267,7 @@ func (m *endpointMaps) Close() error {
 type endpointVariables struct {
 	CacheDecisions   *ebpf.Variable `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.Variable `ebpf:"ct_direct_limit"`
+	DsrMode          *ebpf.Variable `ebpf:"dsr_mode"`
 	HairpinV4        *ebpf.Variable `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.Variable `ebpf:"hook_mode"`

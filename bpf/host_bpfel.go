@@ -34,6 +34,7 @@ const (
 	hostMapMooringIdentities    = "mooring_identities"
 	hostMapMooringLate          = "mooring_late"
 	hostMapMooringNodeAddresses = "mooring_node_addresses"
+	hostMapMooringNodes         = "mooring_nodes"
 	hostMapMooringPolicies      = "mooring_policies"
 	hostMapMooringPolicyDrops   = "mooring_policy_drops"
 	hostMapMooringProfiles      = "mooring_profiles"
@@ -57,6 +58,7 @@ const (
 	hostProgHostSendmsg6        = "host_sendmsg6"
 	hostVarCacheDecisions       = "cache_decisions"
 	hostVarCtDirectLimit        = "ct_direct_limit"
+	hostVarDsrMode              = "dsr_mode"
 	hostVarEnded                = "ended"
 	hostVarHairpinV4            = "hairpin_v4"
 	hostVarHairpinV6            = "hairpin_v6"
@@ -146,6 +148,7 @@ type hostMapSpecs struct {
 	MooringIdentities    *ebpf.MapSpec `ebpf:"mooring_identities"`
 	MooringLate          *ebpf.MapSpec `ebpf:"mooring_late"`
 	MooringNodeAddresses *ebpf.MapSpec `ebpf:"mooring_node_addresses"`
+	MooringNodes         *ebpf.MapSpec `ebpf:"mooring_nodes"`
 	MooringPolicies      *ebpf.MapSpec `ebpf:"mooring_policies"`
 	MooringPolicyDrops   *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
 	MooringProfiles      *ebpf.MapSpec `ebpf:"mooring_profiles"`
@@ -166,6 +169,7 @@ type hostMapSpecs struct {
 type hostVariableSpecs struct {
 	CacheDecisions   *ebpf.VariableSpec `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.VariableSpec `ebpf:"ct_direct_limit"`
+	DsrMode          *ebpf.VariableSpec `ebpf:"dsr_mode"`
 	Ended            *ebpf.VariableSpec `ebpf:"ended"`
 	HairpinV4        *ebpf.VariableSpec `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
@@ -218,6 +222,7 @@ type hostMaps struct {
 	MooringIdentities    *ebpf.Map `ebpf:"mooring_identities"`
 	MooringLate          *ebpf.Map `ebpf:"mooring_late"`
 	MooringNodeAddresses *ebpf.Map `ebpf:"mooring_node_addresses"`
+	MooringNodes         *ebpf.Map `ebpf:"mooring_nodes"`
 	MooringPolicies      *ebpf.Map `ebpf:"mooring_policies"`
 	MooringPolicyDrops   *ebpf.Map `ebpf:"mooring_policy_drops"`
 	MooringProfiles      *ebpf.Map `ebpf:"mooring_profiles"`
@@ -252,6 +257,7 @@ func (m *hostMaps) Close() error {
 		m.MooringIdentities,
 		m.MooringLate,
 		m.MooringNodeAddresses,
+		m.MooringNodes,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,
@@ -273,6 +279,7 @@ func (m *hostMaps) Close() error {
 type hostVariables struct {
 	CacheDecisions   *ebpf.Variable `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.Variable `ebpf:"ct_direct_limit"`
+	DsrMode          *ebpf.Variable `ebpf:"dsr_mode"`
 	Ended            *ebpf.Variable `ebpf:"ended"`
 	HairpinV4        *ebpf.Variable `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`

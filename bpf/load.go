@@ -21,6 +21,7 @@ type Options struct {
 	Cgroup     string    // where the hook for close() attaches; empty: the root of cgroup2
 	Policy     bool      // enforce network policies: what mooring_policies does not have is closed
 	SNATPorts  PortRange // of the node, for flows to backends on other nodes; none: 1024-29999
+	DSR        bool      // backends on other nodes answer clients outside themselves
 	NoCache    bool      // decide every packet by the tables: for comparison
 }
 
@@ -56,6 +57,7 @@ type Maps struct {
 	Uplinks       *ebpf.Map `ebpf:"mooring_uplinks"`
 	NodeAddresses *ebpf.Map `ebpf:"mooring_node_addresses"`
 	Doors         *ebpf.Map `ebpf:"mooring_doors"`
+	Nodes         *ebpf.Map `ebpf:"mooring_nodes"`
 }
 
 // Programs are what a daemon runs or attaches.
@@ -169,12 +171,17 @@ func (d *Datapath) configure(spec *ebpf.CollectionSpec, opts Options) error {
 	if opts.Policy {
 		enforced = 1
 	}
+	dsr := uint8(0)
+	if opts.DSR {
+		dsr = 1
+	}
 	snat := opts.SNATPorts
 	if snat.First == 0 {
 		snat = defaultSNATPorts
 	}
 	for name, value := range map[string]any{
 		"policy_enforced":    enforced,
+		"dsr_mode":           dsr,
 		"jiffies_per_second": d.JiffiesPerSecond,
 		"hook_mode":          d.Hook.mode(),
 		"ct_direct_limit":    uint64(d.CT.MaxEntries() / 2),
@@ -246,7 +253,7 @@ func (d *Datapath) Close() error {
 		d.CT, d.Embryonic, d.Live, d.Sockets, d.Ended, d.TimeWait, d.Late, d.Crowds, d.CTStats,
 		d.Endpoints, d.Services, d.Slots, d.Backends, d.Affinity, d.Frags, d.Counters, d.Events, d.Shared,
 		d.Policies, d.Identities, d.Verdicts, d.Profiles, d.PolicyDrops, d.Tunnels,
-		d.SourceRanges, d.Uplinks, d.NodeAddresses, d.Doors,
+		d.SourceRanges, d.Uplinks, d.NodeAddresses, d.Doors, d.Nodes,
 	} {
 		m.Close()
 	}

@@ -63,9 +63,40 @@ ALWAYS int wire_error(ctx_t *ctx, struct pkt *p)
 	return forward(ctx, p);
 }
 
+/* What another node tells about a client's packet is learnt, and the packet goes on. */
+ALWAYS int wire_told(ctx_t *ctx, struct pkt *p)
+{
+	struct north_way *w = north_way();
+	int ret = dsr_unwrap(ctx, p);
+
+	if (ret || !w || !(w->flags & WAY_TELL))
+		return ret;
+	ret = wire_parse(ctx, p);
+	if (ret)
+		return ret < 0 ? ret : -DROP_DSR_OPTION;
+	if ((p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP) || !addr_eq(&p->dst, &w->to))
+		return -DROP_DSR_OPTION;
+	if (north_martian(p))
+		return -DROP_MARTIAN;
+	ret = dsr_learn(p, w);
+	if (ret)
+		return ret;
+	if (w->flags & WAY_CUT) {
+		ret = policy_check(p) ?: ct_commit(p);
+		if (ret)
+			return ret;
+		count(p, DROP_NONE);
+		return SWALLOWED;
+	}
+	return north_told(ctx, p);
+}
+
 ALWAYS int wire_in(ctx_t *ctx, struct pkt *p)
 {
 	return wire_parse(ctx, p)		/* headers -> p                                  */
+	    ?: (dsr_datagram(p)
+		? wire_told(ctx, p)		/* dsr.h        from the node that a client asked */
+		: NEXT)
 	    ?: (is_icmp_error(p)
 		? wire_error(ctx, p)		/* icmp.h       outside and what is quoted       */
 		: wire_flow(ctx, p));

@@ -29,6 +29,12 @@ func (r PortRange) count() uint16 { return r.Last - r.First + 1 }
 // What is left below Linux' own ephemeral ports and Kubernetes' node ports.
 var defaultSNATPorts = PortRange{1024, 29999}
 
+// What is at an address of the cluster (enum node_flags).
+const (
+	NodePods   = uint32(abiNodeFlagsNODE_PODS)
+	NodeItself = uint32(abiNodeFlagsNODE_ITSELF)
+)
+
 // Drop reasons at uplinks.
 const (
 	DropSourceRange = abiDropReasonDROP_SOURCE_RANGE

@@ -18,6 +18,7 @@ import (
 const (
 	northMapCtBenches            = "ct_benches"
 	northMapCtDrafts             = "ct_drafts"
+	northMapDsrHeaders           = "dsr_headers"
 	northMapIcmpQuoted           = "icmp_quoted"
 	northMapMooringAffinity      = "mooring_affinity"
 	northMapMooringBackends      = "mooring_backends"
@@ -35,6 +36,7 @@ const (
 	northMapMooringIdentities    = "mooring_identities"
 	northMapMooringLate          = "mooring_late"
 	northMapMooringNodeAddresses = "mooring_node_addresses"
+	northMapMooringNodes         = "mooring_nodes"
 	northMapMooringPolicies      = "mooring_policies"
 	northMapMooringPolicyDrops   = "mooring_policy_drops"
 	northMapMooringProfiles      = "mooring_profiles"
@@ -54,6 +56,7 @@ const (
 	northProgToWire              = "to_wire"
 	northVarCacheDecisions       = "cache_decisions"
 	northVarCtDirectLimit        = "ct_direct_limit"
+	northVarDsrMode              = "dsr_mode"
 	northVarHairpinV4            = "hairpin_v4"
 	northVarHairpinV6            = "hairpin_v6"
 	northVarHookMode             = "hook_mode"
@@ -115,6 +118,7 @@ type northProgramSpecs struct {
 type northMapSpecs struct {
 	CtBenches            *ebpf.MapSpec `ebpf:"ct_benches"`
 	CtDrafts             *ebpf.MapSpec `ebpf:"ct_drafts"`
+	DsrHeaders           *ebpf.MapSpec `ebpf:"dsr_headers"`
 	IcmpQuoted           *ebpf.MapSpec `ebpf:"icmp_quoted"`
 	MooringAffinity      *ebpf.MapSpec `ebpf:"mooring_affinity"`
 	MooringBackends      *ebpf.MapSpec `ebpf:"mooring_backends"`
@@ -132,6 +136,7 @@ type northMapSpecs struct {
 	MooringIdentities    *ebpf.MapSpec `ebpf:"mooring_identities"`
 	MooringLate          *ebpf.MapSpec `ebpf:"mooring_late"`
 	MooringNodeAddresses *ebpf.MapSpec `ebpf:"mooring_node_addresses"`
+	MooringNodes         *ebpf.MapSpec `ebpf:"mooring_nodes"`
 	MooringPolicies      *ebpf.MapSpec `ebpf:"mooring_policies"`
 	MooringPolicyDrops   *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
 	MooringProfiles      *ebpf.MapSpec `ebpf:"mooring_profiles"`
@@ -155,6 +160,7 @@ type northMapSpecs struct {
 type northVariableSpecs struct {
 	CacheDecisions   *ebpf.VariableSpec `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.VariableSpec `ebpf:"ct_direct_limit"`
+	DsrMode          *ebpf.VariableSpec `ebpf:"dsr_mode"`
 	HairpinV4        *ebpf.VariableSpec `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
@@ -186,6 +192,7 @@ func (o *northObjects) Close() error {
 type northMaps struct {
 	CtBenches            *ebpf.Map `ebpf:"ct_benches"`
 	CtDrafts             *ebpf.Map `ebpf:"ct_drafts"`
+	DsrHeaders           *ebpf.Map `ebpf:"dsr_headers"`
 	IcmpQuoted           *ebpf.Map `ebpf:"icmp_quoted"`
 	MooringAffinity      *ebpf.Map `ebpf:"mooring_affinity"`
 	MooringBackends      *ebpf.Map `ebpf:"mooring_backends"`
@@ -203,6 +210,7 @@ type northMaps struct {
 	MooringIdentities    *ebpf.Map `ebpf:"mooring_identities"`
 	MooringLate          *ebpf.Map `ebpf:"mooring_late"`
 	MooringNodeAddresses *ebpf.Map `ebpf:"mooring_node_addresses"`
+	MooringNodes         *ebpf.Map `ebpf:"mooring_nodes"`
 	MooringPolicies      *ebpf.Map `ebpf:"mooring_policies"`
 	MooringPolicyDrops   *ebpf.Map `ebpf:"mooring_policy_drops"`
 	MooringProfiles      *ebpf.Map `ebpf:"mooring_profiles"`
@@ -224,6 +232,7 @@ func (m *northMaps) Close() error {
 	return _NorthClose(
 		m.CtBenches,
 		m.CtDrafts,
+		m.DsrHeaders,
 		m.IcmpQuoted,
 		m.MooringAffinity,
 		m.MooringBackends,
@@ -241,6 +250,7 @@ func (m *northMaps) Close() error {
 		m.MooringIdentities,
 		m.MooringLate,
 		m.MooringNodeAddresses,
+		m.MooringNodes,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,
@@ -265,6 +275,7 @@ func (m *northMaps) Close() error {
 type northVariables struct {
 	CacheDecisions   *ebpf.Variable `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.Variable `ebpf:"ct_direct_limit"`
+	DsrMode          *ebpf.Variable `ebpf:"dsr_mode"`
 	HairpinV4        *ebpf.Variable `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.Variable `ebpf:"hook_mode"`

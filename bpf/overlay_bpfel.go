@@ -32,6 +32,7 @@ const (
 	overlayMapMooringIdentities    = "mooring_identities"
 	overlayMapMooringLate          = "mooring_late"
 	overlayMapMooringNodeAddresses = "mooring_node_addresses"
+	overlayMapMooringNodes         = "mooring_nodes"
 	overlayMapMooringPolicies      = "mooring_policies"
 	overlayMapMooringPolicyDrops   = "mooring_policy_drops"
 	overlayMapMooringProfiles      = "mooring_profiles"
@@ -114,6 +115,7 @@ type overlayMapSpecs struct {
 	MooringIdentities    *ebpf.MapSpec `ebpf:"mooring_identities"`
 	MooringLate          *ebpf.MapSpec `ebpf:"mooring_late"`
 	MooringNodeAddresses *ebpf.MapSpec `ebpf:"mooring_node_addresses"`
+	MooringNodes         *ebpf.MapSpec `ebpf:"mooring_nodes"`
 	MooringPolicies      *ebpf.MapSpec `ebpf:"mooring_policies"`
 	MooringPolicyDrops   *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
 	MooringProfiles      *ebpf.MapSpec `ebpf:"mooring_profiles"`
@@ -170,6 +172,7 @@ type overlayMaps struct {
 	MooringIdentities    *ebpf.Map `ebpf:"mooring_identities"`
 	MooringLate          *ebpf.Map `ebpf:"mooring_late"`
 	MooringNodeAddresses *ebpf.Map `ebpf:"mooring_node_addresses"`
+	MooringNodes         *ebpf.Map `ebpf:"mooring_nodes"`
 	MooringPolicies      *ebpf.Map `ebpf:"mooring_policies"`
 	MooringPolicyDrops   *ebpf.Map `ebpf:"mooring_policy_drops"`
 	MooringProfiles      *ebpf.Map `ebpf:"mooring_profiles"`
@@ -202,6 +205,7 @@ func (m *overlayMaps) Close() error {
 		m.MooringIdentities,
 		m.MooringLate,
 		m.MooringNodeAddresses,
+		m.MooringNodes,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,

@@ -33,6 +33,7 @@ const (
 	sockMapMooringIdentities    = "mooring_identities"
 	sockMapMooringLate          = "mooring_late"
 	sockMapMooringNodeAddresses = "mooring_node_addresses"
+	sockMapMooringNodes         = "mooring_nodes"
 	sockMapMooringPolicies      = "mooring_policies"
 	sockMapMooringPolicyDrops   = "mooring_policy_drops"
 	sockMapMooringProfiles      = "mooring_profiles"
@@ -55,6 +56,7 @@ const (
 	sockProgOnTwskFree          = "on_twsk_free"
 	sockVarCacheDecisions       = "cache_decisions"
 	sockVarCtDirectLimit        = "ct_direct_limit"
+	sockVarDsrMode              = "dsr_mode"
 	sockVarHairpinV4            = "hairpin_v4"
 	sockVarHairpinV6            = "hairpin_v6"
 	sockVarHookMode             = "hook_mode"
@@ -138,6 +140,7 @@ type sockMapSpecs struct {
 	MooringIdentities    *ebpf.MapSpec `ebpf:"mooring_identities"`
 	MooringLate          *ebpf.MapSpec `ebpf:"mooring_late"`
 	MooringNodeAddresses *ebpf.MapSpec `ebpf:"mooring_node_addresses"`
+	MooringNodes         *ebpf.MapSpec `ebpf:"mooring_nodes"`
 	MooringPolicies      *ebpf.MapSpec `ebpf:"mooring_policies"`
 	MooringPolicyDrops   *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
 	MooringProfiles      *ebpf.MapSpec `ebpf:"mooring_profiles"`
@@ -158,6 +161,7 @@ type sockMapSpecs struct {
 type sockVariableSpecs struct {
 	CacheDecisions   *ebpf.VariableSpec `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.VariableSpec `ebpf:"ct_direct_limit"`
+	DsrMode          *ebpf.VariableSpec `ebpf:"dsr_mode"`
 	HairpinV4        *ebpf.VariableSpec `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
@@ -205,6 +209,7 @@ type sockMaps struct {
 	MooringIdentities    *ebpf.Map `ebpf:"mooring_identities"`
 	MooringLate          *ebpf.Map `ebpf:"mooring_late"`
 	MooringNodeAddresses *ebpf.Map `ebpf:"mooring_node_addresses"`
+	MooringNodes         *ebpf.Map `ebpf:"mooring_nodes"`
 	MooringPolicies      *ebpf.Map `ebpf:"mooring_policies"`
 	MooringPolicyDrops   *ebpf.Map `ebpf:"mooring_policy_drops"`
 	MooringProfiles      *ebpf.Map `ebpf:"mooring_profiles"`
@@ -238,6 +243,7 @@ func (m *sockMaps) Close() error {
 		m.MooringIdentities,
 		m.MooringLate,
 		m.MooringNodeAddresses,
+		m.MooringNodes,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,
@@ -259,6 +265,7 @@ func (m *sockMaps) Close() error {
 type sockVariables struct {
 	CacheDecisions   *ebpf.Variable `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.Variable `ebpf:"ct_direct_limit"`
+	DsrMode          *ebpf.Variable `ebpf:"dsr_mode"`
 	HairpinV4        *ebpf.Variable `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.Variable `ebpf:"hook_mode"`

@@ -34,6 +34,7 @@ const (
 	sweepMapMooringIdentities    = "mooring_identities"
 	sweepMapMooringLate          = "mooring_late"
 	sweepMapMooringNodeAddresses = "mooring_node_addresses"
+	sweepMapMooringNodes         = "mooring_nodes"
 	sweepMapMooringPolicies      = "mooring_policies"
 	sweepMapMooringPolicyDrops   = "mooring_policy_drops"
 	sweepMapMooringProfiles      = "mooring_profiles"
@@ -51,6 +52,7 @@ const (
 	sweepProgSweepConntrack      = "sweep_conntrack"
 	sweepVarCacheDecisions       = "cache_decisions"
 	sweepVarCtDirectLimit        = "ct_direct_limit"
+	sweepVarDsrMode              = "dsr_mode"
 	sweepVarHairpinV4            = "hairpin_v4"
 	sweepVarHairpinV6            = "hairpin_v6"
 	sweepVarHookMode             = "hook_mode"
@@ -129,6 +131,7 @@ type sweepMapSpecs struct {
 	MooringIdentities    *ebpf.MapSpec `ebpf:"mooring_identities"`
 	MooringLate          *ebpf.MapSpec `ebpf:"mooring_late"`
 	MooringNodeAddresses *ebpf.MapSpec `ebpf:"mooring_node_addresses"`
+	MooringNodes         *ebpf.MapSpec `ebpf:"mooring_nodes"`
 	MooringPolicies      *ebpf.MapSpec `ebpf:"mooring_policies"`
 	MooringPolicyDrops   *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
 	MooringProfiles      *ebpf.MapSpec `ebpf:"mooring_profiles"`
@@ -149,6 +152,7 @@ type sweepMapSpecs struct {
 type sweepVariableSpecs struct {
 	CacheDecisions   *ebpf.VariableSpec `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.VariableSpec `ebpf:"ct_direct_limit"`
+	DsrMode          *ebpf.VariableSpec `ebpf:"dsr_mode"`
 	HairpinV4        *ebpf.VariableSpec `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
@@ -196,6 +200,7 @@ type sweepMaps struct {
 	MooringIdentities    *ebpf.Map `ebpf:"mooring_identities"`
 	MooringLate          *ebpf.Map `ebpf:"mooring_late"`
 	MooringNodeAddresses *ebpf.Map `ebpf:"mooring_node_addresses"`
+	MooringNodes         *ebpf.Map `ebpf:"mooring_nodes"`
 	MooringPolicies      *ebpf.Map `ebpf:"mooring_policies"`
 	MooringPolicyDrops   *ebpf.Map `ebpf:"mooring_policy_drops"`
 	MooringProfiles      *ebpf.Map `ebpf:"mooring_profiles"`
@@ -230,6 +235,7 @@ func (m *sweepMaps) Close() error {
 		m.MooringIdentities,
 		m.MooringLate,
 		m.MooringNodeAddresses,
+		m.MooringNodes,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,
@@ -251,6 +257,7 @@ func (m *sweepMaps) Close() error {
 type sweepVariables struct {
 	CacheDecisions   *ebpf.Variable `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.Variable `ebpf:"ct_direct_limit"`
+	DsrMode          *ebpf.Variable `ebpf:"dsr_mode"`
 	HairpinV4        *ebpf.Variable `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.Variable `ebpf:"hook_mode"`

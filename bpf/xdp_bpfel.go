@@ -18,6 +18,7 @@ import (
 const (
 	xdpMapCtBenches            = "ct_benches"
 	xdpMapCtDrafts             = "ct_drafts"
+	xdpMapDsrHeaders           = "dsr_headers"
 	xdpMapMooringAffinity      = "mooring_affinity"
 	xdpMapMooringBackends      = "mooring_backends"
 	xdpMapMooringCounters      = "mooring_counters"
@@ -34,6 +35,7 @@ const (
 	xdpMapMooringIdentities    = "mooring_identities"
 	xdpMapMooringLate          = "mooring_late"
 	xdpMapMooringNodeAddresses = "mooring_node_addresses"
+	xdpMapMooringNodes         = "mooring_nodes"
 	xdpMapMooringPolicies      = "mooring_policies"
 	xdpMapMooringPolicyDrops   = "mooring_policy_drops"
 	xdpMapMooringProfiles      = "mooring_profiles"
@@ -52,6 +54,7 @@ const (
 	xdpProgFromWireXdp         = "from_wire_xdp"
 	xdpVarCacheDecisions       = "cache_decisions"
 	xdpVarCtDirectLimit        = "ct_direct_limit"
+	xdpVarDsrMode              = "dsr_mode"
 	xdpVarHairpinV4            = "hairpin_v4"
 	xdpVarHairpinV6            = "hairpin_v6"
 	xdpVarHookMode             = "hook_mode"
@@ -113,6 +116,7 @@ type xdpProgramSpecs struct {
 type xdpMapSpecs struct {
 	CtBenches            *ebpf.MapSpec `ebpf:"ct_benches"`
 	CtDrafts             *ebpf.MapSpec `ebpf:"ct_drafts"`
+	DsrHeaders           *ebpf.MapSpec `ebpf:"dsr_headers"`
 	MooringAffinity      *ebpf.MapSpec `ebpf:"mooring_affinity"`
 	MooringBackends      *ebpf.MapSpec `ebpf:"mooring_backends"`
 	MooringCounters      *ebpf.MapSpec `ebpf:"mooring_counters"`
@@ -129,6 +133,7 @@ type xdpMapSpecs struct {
 	MooringIdentities    *ebpf.MapSpec `ebpf:"mooring_identities"`
 	MooringLate          *ebpf.MapSpec `ebpf:"mooring_late"`
 	MooringNodeAddresses *ebpf.MapSpec `ebpf:"mooring_node_addresses"`
+	MooringNodes         *ebpf.MapSpec `ebpf:"mooring_nodes"`
 	MooringPolicies      *ebpf.MapSpec `ebpf:"mooring_policies"`
 	MooringPolicyDrops   *ebpf.MapSpec `ebpf:"mooring_policy_drops"`
 	MooringProfiles      *ebpf.MapSpec `ebpf:"mooring_profiles"`
@@ -152,6 +157,7 @@ type xdpMapSpecs struct {
 type xdpVariableSpecs struct {
 	CacheDecisions   *ebpf.VariableSpec `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.VariableSpec `ebpf:"ct_direct_limit"`
+	DsrMode          *ebpf.VariableSpec `ebpf:"dsr_mode"`
 	HairpinV4        *ebpf.VariableSpec `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
@@ -184,6 +190,7 @@ func (o *xdpObjects) Close() error {
 type xdpMaps struct {
 	CtBenches            *ebpf.Map `ebpf:"ct_benches"`
 	CtDrafts             *ebpf.Map `ebpf:"ct_drafts"`
+	DsrHeaders           *ebpf.Map `ebpf:"dsr_headers"`
 	MooringAffinity      *ebpf.Map `ebpf:"mooring_affinity"`
 	MooringBackends      *ebpf.Map `ebpf:"mooring_backends"`
 	MooringCounters      *ebpf.Map `ebpf:"mooring_counters"`
@@ -200,6 +207,7 @@ type xdpMaps struct {
 	MooringIdentities    *ebpf.Map `ebpf:"mooring_identities"`
 	MooringLate          *ebpf.Map `ebpf:"mooring_late"`
 	MooringNodeAddresses *ebpf.Map `ebpf:"mooring_node_addresses"`
+	MooringNodes         *ebpf.Map `ebpf:"mooring_nodes"`
 	MooringPolicies      *ebpf.Map `ebpf:"mooring_policies"`
 	MooringPolicyDrops   *ebpf.Map `ebpf:"mooring_policy_drops"`
 	MooringProfiles      *ebpf.Map `ebpf:"mooring_profiles"`
@@ -221,6 +229,7 @@ func (m *xdpMaps) Close() error {
 	return _XdpClose(
 		m.CtBenches,
 		m.CtDrafts,
+		m.DsrHeaders,
 		m.MooringAffinity,
 		m.MooringBackends,
 		m.MooringCounters,
@@ -237,6 +246,7 @@ func (m *xdpMaps) Close() error {
 		m.MooringIdentities,
 		m.MooringLate,
 		m.MooringNodeAddresses,
+		m.MooringNodes,
 		m.MooringPolicies,
 		m.MooringPolicyDrops,
 		m.MooringProfiles,
@@ -261,6 +271,7 @@ func (m *xdpMaps) Close() error {
 type xdpVariables struct {
 	CacheDecisions   *ebpf.Variable `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.Variable `ebpf:"ct_direct_limit"`
+	DsrMode          *ebpf.Variable `ebpf:"dsr_mode"`
 	HairpinV4        *ebpf.Variable `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.Variable `ebpf:"hook_mode"`

@@ -56,7 +56,7 @@ enum ct_flags {
 	CT_F_RST = 1 << 7,
 	CT_F_EMBRYONIC = 1 << 8,	/* it is in mooring_ct_embryonic: nobody answered yet */
 	CT_F_ENDED = 1 << 9,		/* the sockets that owned it are gone */
-	CT_F_DSR = 1 << 10,		/* the backend's node answers the client itself: no answer comes by here */
+	CT_F_DSR = 1 << 10,		/* SVC: the backend's node answers the client itself. FLOW: this is that node */
 };
 
 /* How firmly an entry is tied to the socket of one of its sides. */
@@ -283,7 +283,7 @@ enum drop_reason {
 	DROP_SNAT_PORTS,		/* each of the node's ports that was tried has a flow to the backend */
 	DROP_TOO_BIG,			/* refused: longer than the way to the backend carries */
 	DROP_NO_ROUTE,			/* no way to the backend, or no address of this node that it could answer to */
-	DROP_DSR_OPTION,		/* what says for which service a packet is makes no sense */
+	DROP_DSR_OPTION,		/* what says for which service a packet is makes no sense, or is from no node */
 	DROP_REASONS,
 };
 
@@ -337,6 +337,12 @@ struct source_range_key {
 	__u32 prefixlen;
 	__u32 service;		/* id of the frontend, the whole of it */
 	__u8 addr[16];
+};
+
+/* What is at an address of the cluster. */
+enum node_flags {
+	NODE_PODS = 1 << 0,	/* pods of a node */
+	NODE_ITSELF = 1 << 1,	/* a node */
 };
 
 /* A device that leads out of the cluster, by its index. */

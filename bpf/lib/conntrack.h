@@ -388,10 +388,12 @@ RARELY int ct_create(struct pkt *p)
 	e->seen = bpf_jiffies64();
 	e->packets[0] = 1;
 	e->bytes[0] = p->len;
-	if (p->service) {
+	if (p->service || (p->flags & PKT_DSR)) {
 		e->nat = p->sent_dst;
 		e->nat_port = p->sent_dport;
 	}
+	if (p->flags & PKT_DSR)
+		e->flags |= CT_F_DSR;
 	e->backend = p->backend;
 	e->backend_generation = p->backend_generation;
 	e->service = p->service;
@@ -415,7 +417,7 @@ RARELY int ct_create(struct pkt *p)
  */
 ALWAYS int ct_commit(struct pkt *p)
 {
-	__u32 service = p->service;
+	__u32 service = p->service || (p->flags & PKT_DSR);
 	int ret;
 
 	if (p->flow) {

@@ -218,18 +218,6 @@ ALWAYS __u16 csum_fold(__u64 sum)
 	return ~sum_fold(sum);
 }
 
-/* Sum of 16-bit words, len a multiple of 4 that the compiler knows. */
-ALWAYS __u64 csum_words(const void *data, __u32 len)
-{
-	const __u32 *w = data;
-	__u64 sum = 0;
-
-#pragma unroll
-	for (__u32 i = 0; i < len / 4; i++)
-		sum += w[i];
-	return sum;
-}
-
 /* Bytes behind the IP header, extension headers counted. */
 ALWAYS __u32 l3_payload(ctx_t *ctx, const struct pkt *p)
 {

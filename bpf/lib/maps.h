@@ -189,6 +189,16 @@ struct {
 	__type(value, __u32);
 } mooring_node_addresses SEC(".maps");
 
+/* The cluster's nodes and their pods: enum node_flags. Writer: daemon/datapath north.go. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__type(key, struct identity_key);
+	__type(value, __u32);
+} mooring_nodes SEC(".maps");
+
 /* The nodes by their pods' addresses, where they are reached by tunnels. Writer: daemon/datapath overlay.go. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);

@@ -8,6 +8,7 @@
 #define MOORING_NORTH_H
 
 #include "choice.h"
+#include "dsr.h"
 #include "forward.h"
 #include "policy.h"
 #include "snat.h"
@@ -110,6 +111,10 @@ ALWAYS int north_remember(struct pkt *p, const struct north_way *w)
 	e->backend = p->backend;
 	e->backend_generation = p->backend_generation;
 	e->service = p->service;
+	if (p->flags & PKT_DSR) {
+		e->flags = CT_F_DSR;
+		e->confirmed = e->seen;
+	}
 	if (p->proto == IPPROTO_TCP && !tcp_opens(p))
 		e->state = CT_ESTABLISHED;
 	return ct_put(d);
@@ -147,7 +152,7 @@ RARELY int north_open(ctx_t *ctx, struct pkt *p, struct north_way *w)
 		if (!north_local(b, w)) {
 			/* Where the client was sent before the policy was Local is no place for it any more. */
 			if (!(s->flags & SVC_F_EXTERNAL_LOCAL)) {
-				p->flags |= PKT_SNAT;
+				p->flags |= dsr_mode && dsr_node(&b->addr) ? PKT_DSR : PKT_SNAT;
 				goto chosen;
 			}
 		} else {
@@ -162,6 +167,13 @@ RARELY int north_open(ctx_t *ctx, struct pkt *p, struct north_way *w)
 	}
 	return -DROP_TUPLE_COLLISION;
 chosen:
+	if (p->flags & PKT_DSR) {
+		w->flags = WAY_KNOWN | WAY_TELL | WAY_MUST_TELL;
+#ifdef MOORING_XDP
+		/* Before anything is remembered: only tc can tell. */
+		return TO_STACK;
+#endif
+	}
 	p->backend_generation = b->generation;
 	p->service = s->id;
 	w->from = p->src;
@@ -193,6 +205,10 @@ ALWAYS int north_continue(struct pkt *p, struct north_way *w)
 		return -DROP_MARTIAN;
 	if (tcp_opens(p) && e->state != CT_NEW)
 		return NEXT;
+#ifdef MOORING_XDP
+	if (e->flags & CT_F_DSR)
+		return TO_STACK;
+#endif
 	__sync_fetch_and_add(&e->packets[0], 1);
 	__sync_fetch_and_add(&e->bytes[0], p->len);
 	e->seen = bpf_jiffies64();
@@ -212,6 +228,12 @@ ALWAYS int north_continue(struct pkt *p, struct north_way *w)
 	p->backend = e->backend;
 	p->backend_generation = e->backend_generation;
 	p->service = e->service;
+	if (e->flags & CT_F_DSR) {
+		dsr_follow(p, e, w);
+		if ((e->flags & CT_F_EMBRYONIC) && e->state == CT_ESTABLISHED && ct_live_entries() < ct_direct_limit)
+			ct_promote(&key);
+		return NEXT;
+	}
 	if (e->state == CT_ESTABLISHED && !(e->flags & (CT_F_EMBRYONIC | CT_F_ENDED)) &&
 	    (!policy_enforced || e->policy == p->generation) && (__u32)bpf_jiffies64() - e->confirmed < NORTH_SYNC &&
 	    (p->proto != IPPROTO_TCP || (p->flags & PKT_LATER_FRAGMENT) || !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))))
@@ -296,6 +318,10 @@ ALWAYS int north_forward(ctx_t *ctx, struct pkt *p, struct north_way *w)
 	/* A process of this node has it as it is: it goes no further. */
 	if (!hop_left(ctx, p) && !north_own_address(&w->to))
 		return TO_STACK;
+#ifndef MOORING_XDP
+	if (p->flags & PKT_DSR)
+		return dsr_forward(ctx, p);
+#endif
 	ret = way_take(ctx, p, w);
 	if (ret)
 		return ret;
@@ -350,6 +376,17 @@ ALWAYS int north_answer(const struct pkt *p, struct north_way *w)
 	return 1;
 }
 
+/* A client's packet from the node that it asked: to its pod, without the host's stack. */
+ALWAYS int north_told(ctx_t *ctx, struct pkt *p)
+{
+	struct ct_entry *e = p->flow;
+
+	if (!hop_left(ctx, p))
+		return TO_STACK;
+	p->flow = e;
+	return policy_check(p) ?: ct_commit(p) ?: forward(ctx, p);
+}
+
 /* What is not to a frontend: an answer to a pod's flow through one, or to a client that this node stands in for. */
 ALWAYS int north_backward(ctx_t *ctx, struct pkt *p, struct north_way *w)
 {
@@ -360,7 +397,11 @@ ALWAYS int north_backward(ctx_t *ctx, struct pkt *p, struct north_way *w)
 		return TO_STACK;
 	ct_lookup(p);
 	e = p->flow;
-	if (!e || !north_answer(p, w) || !hop_left(ctx, p))
+	if (!e)
+		return TO_STACK;
+	if ((e->flags & CT_F_DSR) && !(p->flags & PKT_REPLY))
+		return north_told(ctx, p);
+	if (!north_answer(p, w) || !hop_left(ctx, p))
 		return TO_STACK;
 	if (!addr_zero(&e->origin)) {
 		ret = north_back(ctx, p);

@@ -38,6 +38,7 @@ enum pkt_flags {
 	PKT_STRAY = 1 << 9,		/* of no flow that is known, and so of none that was allowed */
 	PKT_RENAMED = 1 << 10,		/* its source is a service's address, which the stack takes from no device */
 	PKT_SNAT = 1 << 11,		/* the backend sees the node instead of the client */
+	PKT_DSR = 1 << 12,		/* the backend's node answers the client itself; there: this is it */
 };
 
 struct pkt {

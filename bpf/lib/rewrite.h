@@ -10,6 +10,18 @@ enum rewrite_end {
 	DESTINATION,
 };
 
+/* Sum of 16-bit words, len a multiple of 4 that the compiler knows. */
+ALWAYS __u64 csum_words(const void *data, __u32 len)
+{
+	const __u32 *w = data;
+	__u64 sum = 0;
+
+#pragma unroll
+	for (__u32 i = 0; i < len / 4; i++)
+		sum += w[i];
+	return sum;
+}
+
 /* What replacing old by new adds to a one's complement sum. */
 ALWAYS __wsum addr_diff(const struct addr *old, const struct addr *new, int v6)
 {

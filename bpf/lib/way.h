@@ -9,6 +9,9 @@ enum way_flags {
 	WAY_KNOWN = 1 << 0,	/* the service's entry says it all: the flow's own is not asked */
 	WAY_FRESH = 1 << 1,	/* the flow has no entry yet */
 	WAY_HOST = 1 << 2,	/* a process of this node itself is the backend */
+	WAY_TELL = 1 << 3,	/* dsr.h: what the flow's answers are called is told to the backend's node, or was to us */
+	WAY_MUST_TELL = 1 << 4,	/* it does not know yet */
+	WAY_CUT = 1 << 5,	/* what was told with is not the packet itself */
 };
 
 struct north_way {

@@ -31,7 +31,7 @@ ALWAYS struct bpf_fib_lookup *wire_fib(void)
  * Which device leads to an address, and which neighbour: BPF_FIB_LKUP_RET_. What
  * is longer than the way carries is told; offloads that cut it are known to the kernel.
  */
-RARELY int wire_route(ctx_t *ctx, struct pkt *p, struct addr *to)
+RARELY int wire_route_len(ctx_t *ctx, struct pkt *p, struct addr *to, __u32 len)
 {
 	struct bpf_fib_lookup *fib = wire_fib();
 
@@ -40,7 +40,7 @@ RARELY int wire_route(ctx_t *ctx, struct pkt *p, struct addr *to)
 	__builtin_memset(fib, 0, sizeof(*fib));
 	fib->ifindex = ctx_ifindex(ctx);
 	fib->l4_protocol = p->proto;
-	fib->tot_len = ctx_route_len(p->len - p->l3);
+	fib->tot_len = len;
 	if (p->v6) {
 		fib->family = AF_INET6;
 		__builtin_memcpy(fib->ipv6_dst, to->b, 16);
@@ -49,6 +49,11 @@ RARELY int wire_route(ctx_t *ctx, struct pkt *p, struct addr *to)
 		fib->ipv4_dst = addr_v4(to);
 	}
 	return bpf_fib_lookup(ctx, fib, sizeof(*fib), 0);
+}
+
+ALWAYS int wire_route(ctx_t *ctx, struct pkt *p, struct addr *to)
+{
+	return wire_route_len(ctx, p, to, ctx_route_len(p->len - p->l3));
 }
 
 /* The device of the last look-up. */

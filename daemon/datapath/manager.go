@@ -27,6 +27,7 @@ type Options struct {
 	Hook       string // conntrack.hook
 	Policy     bool   // enforce network policies
 	XDP        string // xdp; empty: off
+	DSR        bool   // nodePort.mode: backends on other nodes answer clients outside themselves
 	Cgroup     string // where it attaches programs of cgroups; empty: the root
 	Maglev     bool   // clients beyond the uplinks get their backend by a table, elsewhere at random
 	// Ports that are nodes' on loopback addresses too, for the host's own sockets.
@@ -60,7 +61,7 @@ func New(opts Options) (*Manager, error) {
 		return nil, err
 	}
 	d, err := bpf.Load(bpf.Options{
-		BPFFS: opts.BPFFS, MaxEntries: opts.MaxEntries, Hook: opts.Hook, Policy: opts.Policy, Cgroup: opts.Cgroup, SNATPorts: ports,
+		BPFFS: opts.BPFFS, MaxEntries: opts.MaxEntries, Hook: opts.Hook, Policy: opts.Policy, Cgroup: opts.Cgroup, SNATPorts: ports, DSR: opts.DSR,
 	})
 	if err != nil {
 		return nil, err

@@ -19,6 +19,7 @@ import (
 
 	"github.com/mooring-cni/mooring/bpf"
 	"github.com/mooring-cni/mooring/daemon/api"
+	"github.com/mooring-cni/mooring/daemon/model"
 )
 
 // Uplink is a device by which services are reached from outside, and this node's
@@ -41,7 +42,7 @@ type attachment struct {
 	failed bool
 }
 
-// north writes mooring_uplinks and mooring_node_addresses, and attaches the
+// north writes mooring_uplinks, mooring_node_addresses and mooring_nodes, and attaches the
 // program that reads them. What it cannot do on one device is a problem and stops nothing else.
 type north struct {
 	bpf   *bpf.Datapath
@@ -54,7 +55,8 @@ type north struct {
 	addresses []netip.Addr
 	attached  map[string]attachment // by the device's name, as this process made them
 	problems  []string
-	first     bool // nothing was done yet
+	unknown   string // why the nodes are not known
+	first     bool   // nothing was done yet
 }
 
 // SetUplinks brings the kernel to these devices, and to all addresses of the
@@ -103,6 +105,29 @@ func (n *north) writeAddresses(addresses []netip.Addr) error {
 		return fmt.Errorf("write mooring_node_addresses: %w", err)
 	}
 	return nil
+}
+
+// SetNodes tells which nodes there are: what one of them says about a client's
+// packet is believed, and their pods and they themselves answer clients directly.
+func (n *north) SetNodes(nodes []model.Node) {
+	wanted := make(map[bpf.IdentityKey]uint32)
+	for i := range nodes {
+		for _, prefix := range nodes[i].PodCIDRs {
+			wanted[bpf.ToIdentityKey(prefix)] |= bpf.NodePods
+		}
+	}
+	for i := range nodes {
+		for _, a := range nodes[i].Addresses {
+			wanted[bpf.ToIdentityKey(netip.PrefixFrom(a, a.BitLen()))] |= bpf.NodeItself
+		}
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.unknown = ""
+	if err := replace(n.bpf.Nodes, wanted); err != nil {
+		n.unknown = fmt.Sprintf("services from outside: write mooring_nodes: %v", err)
+		n.log.Warn("the cluster's nodes are not known to the datapath", "error", err)
+	}
 }
 
 // writeUplinks tells by which address of the node a backend beyond each device
@@ -203,6 +228,9 @@ func (n *north) XDP() []api.XDPStatus {
 func (n *north) trouble() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.unknown != "" {
+		return append(slices.Clone(n.problems), n.unknown)
+	}
 	return slices.Clone(n.problems)
 }
 

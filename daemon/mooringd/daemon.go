@@ -102,6 +102,7 @@ func (d *daemon) nodesChanged(nodes []model.Node) {
 	}
 	d.mutex.Unlock()
 	d.machine.SetNodes(nodes)
+	d.kernel.SetNodes(nodes)
 }
 
 // proxy is how the node's service proxy does, for load balancers.

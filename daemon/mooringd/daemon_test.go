@@ -152,6 +152,7 @@ func (k *fakeKernel) XDP() []api.XDPStatus                       { return nil }
 func (k *fakeKernel) Problems() []string                         { return nil }
 func (k *fakeKernel) SetNodeAddresses([]netip.Addr)              {}
 func (k *fakeKernel) SetUplinks([]datapath.Uplink, []netip.Addr) {}
+func (k *fakeKernel) SetNodes([]model.Node)                      {}
 func (k *fakeKernel) SetTunnels(string, int, map[netip.Prefix]datapath.Tunnel) error {
 	return nil
 }
@@ -586,9 +587,9 @@ func TestSystemdIsTold(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotImplementedIsRefused(t *testing.T) {
+func TestWhatCannotBeDoneTogetherIsRefused(t *testing.T) {
 	for key, change := range map[string]func(*conf.Config){
-		"nodePort.mode": func(c *conf.Config) { c.NodePort.Mode = "dsr" },
+		"nodePort.mode": func(c *conf.Config) { c.NodePort.Mode, c.Routing.Mode = "dsr", "vxlan" },
 	} {
 		config := conf.Default()
 		config.Manifests = "/m"
@@ -596,7 +597,7 @@ func TestWhatIsNotImplementedIsRefused(t *testing.T) {
 			t.Fatalf("the defaults: %v", err)
 		}
 		change(&config)
-		if err := unsupported(config); err == nil || !strings.HasPrefix(err.Error(), key+": ") || !strings.Contains(err.Error(), "not implemented") {
+		if err := unsupported(config); err == nil || !strings.HasPrefix(err.Error(), key+": ") || !strings.Contains(err.Error(), "routing.mode") {
 			t.Errorf("%s: %v", key, err)
 		}
 	}

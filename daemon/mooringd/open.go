@@ -26,7 +26,7 @@ func openDatapath(config conf.Config, uplinks []node.Uplink, log *slog.Logger) (
 	}
 	manager, err := datapath.New(datapath.Options{
 		BPFFS: config.BPFFS, MaxEntries: size, Timeouts: config.Conntrack.Timeouts,
-		Hook: config.Conntrack.Hook, Policy: config.Policy != "never", XDP: config.XDP, Cgroup: config.Cgroup, Maglev: config.LoadBalancing.Algorithm == "maglev",
+		Hook: config.Conntrack.Hook, Policy: config.Policy != "never", XDP: config.XDP, Cgroup: config.Cgroup, Maglev: config.LoadBalancing.Algorithm == "maglev", DSR: config.NodePort.Mode == "dsr",
 		NodePortFirst: config.NodePort.Range.First, NodePortLast: config.NodePort.Range.Last, Log: log,
 	})
 	if err != nil {

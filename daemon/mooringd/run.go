@@ -135,14 +135,8 @@ func run(ctx context.Context, config conf.Config, log *slog.Logger, open opener)
 // unsupported refuses what can be configured and not be done: silence would be
 // taken for consent.
 func unsupported(config conf.Config) error {
-	for _, key := range []struct {
-		key, value, not, instead string
-	}{
-		{"nodePort.mode", config.NodePort.Mode, "dsr", "snat"},
-	} {
-		if key.value == key.not {
-			return fmt.Errorf("%s: %s is not implemented in mooringd %s: use %s", key.key, key.not, version, key.instead)
-		}
+	if config.NodePort.Mode == "dsr" && config.Routing.Mode == "vxlan" {
+		return errors.New("nodePort.mode: dsr needs routing.mode native, as tunnels carry only what is from nodes and their pods: use snat")
 	}
 	return nil
 }
@@ -217,6 +211,7 @@ type kernelSide interface {
 	Problems() []string
 	SetNodeAddresses([]netip.Addr)
 	SetUplinks(uplinks []datapath.Uplink, addresses []netip.Addr)
+	SetNodes([]model.Node)
 	SetTunnels(device string, index int, wanted map[netip.Prefix]datapath.Tunnel) error
 }
 

@@ -41,7 +41,17 @@ type Mode struct {
 func (m Mode) String() string { return "xdp " + m.XDP + ", " + m.NodePort }
 
 // Modes are all that there are.
-var Modes = []Mode{{"off", "snat"}}
+var Modes = []Mode{{"off", "snat"}, {"off", "dsr"}}
+
+// SNATModes are those for what has nothing to do with how other nodes' backends answer.
+func SNATModes() (modes []Mode) {
+	for _, m := range Modes {
+		if m.NodePort == "snat" {
+			modes = append(modes, m)
+		}
+	}
+	return modes
+}
 
 // The addresses of the service in either family.
 var (

@@ -35,7 +35,7 @@ func entries(t *testing.T, n *scenario.Node) (rows []api.Connection) {
 
 // Flows from outside to a pod of the node, or to the node itself, end with the backend's socket.
 func TestEntriesEndWithTheBackendsSocket(t *testing.T) {
-	eachMode(t, []modeTest{
+	eachOf(t, SNATModes(), []modeTest{
 		{"of a pod", func(t *testing.T, l *Lab) { l.entriesEnd(t, "a-1") }},
 		{"of the node's own network", func(t *testing.T, l *Lab) { l.Hosts(); l.entriesEnd(t, "a-host") }},
 	})
@@ -191,7 +191,7 @@ func TestSYNFloodFromOutsideBreaksNoConnection(t *testing.T) {
 	if inGuest() {
 		capacity = 2048
 	}
-	eachMode(t, []modeTest{{"flood", func(t *testing.T, l *Lab) { flood(t, l, capacity, established) }}}, "--conntrack-max-entries", fmt.Sprint(capacity))
+	eachOf(t, SNATModes(), []modeTest{{"flood", func(t *testing.T, l *Lab) { flood(t, l, capacity, established) }}}, "--conntrack-max-entries", fmt.Sprint(capacity))
 }
 
 func flood(t *testing.T, l *Lab, capacity, established int) {

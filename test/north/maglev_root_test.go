@@ -37,7 +37,7 @@ func (l *Lab) askFromPort(f Frontend, port uint16, payload []byte) (a Answer, er
 }
 
 func TestEveryNodeChoosesTheSameBackendByMaglev(t *testing.T) {
-	for _, mode := range Modes {
+	for _, mode := range SNATModes() {
 		t.Run(mode.String(), func(t *testing.T) {
 			l := New(t, mode, "--load-balancing-algorithm", "maglev")
 			l.Service(Spec{Pods: l.ten()})

@@ -48,7 +48,12 @@ func (l *Lab) with(t *testing.T) *Lab {
 // on either node.
 func eachMode(t *testing.T, tests []modeTest, flags ...string) {
 	t.Helper()
-	for _, mode := range Modes {
+	eachOf(t, Modes, tests, flags...)
+}
+
+func eachOf(t *testing.T, modes []Mode, tests []modeTest, flags ...string) {
+	t.Helper()
+	for _, mode := range modes {
 		t.Run(mode.String(), func(t *testing.T) {
 			l := New(t, mode, flags...)
 			l.Pods("a-1", "a-2", "b-1", "b-2")
@@ -124,8 +129,13 @@ func (l *Lab) seenBy(pod string, f Frontend) []netip.Addr {
 // dropped is how many packets a node has dropped from outside for a reason.
 func dropped(t *testing.T, n *scenario.Node, reason string) (sum int) {
 	t.Helper()
+	return droppedAt(t, n, "from_wire", reason)
+}
+
+func droppedAt(t *testing.T, n *scenario.Node, direction, reason string) (sum int) {
+	t.Helper()
 	for line := range strings.Lines(Drops(n)) {
-		if strings.Contains(line, `direction="from_wire"`) && strings.Contains(line, `reason="`+reason+`"`) {
+		if strings.Contains(line, `direction="`+direction+`"`) && strings.Contains(line, `reason="`+reason+`"`) {
 			words := strings.Fields(line)
 			count, err := strconv.ParseFloat(words[len(words)-1], 64)
 			if err != nil {
