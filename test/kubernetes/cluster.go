@@ -143,7 +143,7 @@ func (c *Cluster) startControlPlane() {
 		"--node-cidr-mask-size-ipv4=24", "--node-cidr-mask-size-ipv6=64",
 		"--leader-elect=false", "--bind-address=127.0.0.1", "--node-monitor-grace-period=120s")
 	c.run("kube-scheduler", "--kubeconfig="+c.Kubeconfig("kube-scheduler"), "--leader-elect=false", "--bind-address=127.0.0.1")
-	c.Eventually(3*time.Minute, "the default service account is there", func() bool {
+	c.Eventually(5*time.Minute, "the default service account is there", func() bool {
 		_, err := c.Try("get", "serviceaccount", "default")
 		return err == nil
 	})
@@ -252,7 +252,7 @@ func (c *Cluster) addNode(hosts bool) {
 func (c *Cluster) ranges() {
 	c.t.Helper()
 	for _, n := range c.Nodes {
-		c.Eventually(2*time.Minute, n.NodeName+" has a pod range of each family", func() bool {
+		c.Eventually(5*time.Minute, n.NodeName+" has a pod range of each family", func() bool {
 			out, err := c.Try("get", "node", n.NodeName, "-o", "jsonpath={.spec.podCIDRs[*]}")
 			if err != nil || len(strings.Fields(out)) != 2 {
 				return false

@@ -76,7 +76,7 @@ func (c *Cluster) exec(pod string, args ...string) (string, error) {
 func (c *Cluster) reaches(t *testing.T, pod, url string) {
 	t.Helper()
 	var err error
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		if _, err = c.exec(pod, "get", url); err == nil {
 			return
 		}
@@ -90,7 +90,7 @@ func app(node string, args ...string) string {
 	if node != "" {
 		place = "nodeName: " + node + ", "
 	}
-	return fmt.Sprintf(`{%sterminationGracePeriodSeconds: 30, containers: [{name: app, image: %q, imagePullPolicy: Never, args: [%s], readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1, timeoutSeconds: 10}}]}`,
+	return fmt.Sprintf(`{%sterminationGracePeriodSeconds: 90, containers: [{name: app, image: %q, imagePullPolicy: Never, args: [%s], readinessProbe: {httpGet: {path: /, port: 8080}, periodSeconds: 1, timeoutSeconds: 10}}]}`,
 		place, containerd.AppImage, strings.Join(args, ", "))
 }
 
@@ -127,7 +127,7 @@ func TestKubernetes(t *testing.T) {
 			n.Runtime.Install(t, containerd.Conflist(n.Node, "1.0.0", portmap))
 		}
 		for _, n := range c.Nodes {
-			c.Eventually(3*time.Minute, n.NodeName+" is ready", func() bool {
+			c.Eventually(5*time.Minute, n.NodeName+" is ready", func() bool {
 				ready, _ := c.ready(n)
 				return ready
 			})
@@ -161,8 +161,8 @@ metadata: {name: elsewhere}
 spec: {type: ExternalName, externalName: example.org}
 `+nobodys)
 	c.Kubectl(t, "patch", "service", "balanced", "--subresource=status", "-p", `{"status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.8"}]}}}`)
-	c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=300s")
-	c.Kubectl(t, "wait", "--for=condition=Ready", "pod/client-node-a", "pod/client-node-b", "--timeout=180s")
+	c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=600s")
+	c.Kubectl(t, "wait", "--for=condition=Ready", "pod/client-node-a", "pod/client-node-b", "--timeout=600s")
 	clients := []string{"client-node-a", "client-node-b"}
 
 	t.Run("pods reach pods of both nodes in both families", func(t *testing.T) {
@@ -192,8 +192,14 @@ spec: {type: ExternalName, externalName: example.org}
 				c.reaches(t, client, url)
 			}
 			for _, address := range []string{"10.96.0.100:53", "[fd00:10:96::100]:53"} {
-				if out, err := c.exec(client, "udp", address); err != nil || !strings.HasPrefix(out, "web-") {
-					t.Errorf("%s asks %s: %q, %v", client, address, out, err)
+				var out string
+				netns.Eventually(t, 5*time.Minute, client+" is answered from "+address, func() bool {
+					var err error
+					out, err = c.exec(client, "udp", address)
+					return err == nil
+				})
+				if !strings.HasPrefix(out, "web-") {
+					t.Errorf("%s asks %s: %q", client, address, out)
 				}
 			}
 		}
@@ -220,10 +226,11 @@ spec: {type: ExternalName, externalName: example.org}
 	t.Run("a rolling update fails no request", func(t *testing.T) {
 		loads := c.load(t, clients, "http://10.96.0.100/")
 		c.Apply(t, deployment("web", 4, "2"))
-		if out, err := c.Try("rollout", "status", "deployment/web", "--timeout=300s"); err != nil {
+		if out, err := c.Try("rollout", "status", "deployment/web", "--timeout=600s"); err != nil {
 			t.Errorf("the update: %v %s", err, out)
 		}
 		loads.check(t)
+		c.tellEvents(t)
 	})
 
 	t.Run("the daemons' rolling restart fails no request", func(t *testing.T) {
@@ -263,11 +270,11 @@ spec: {type: ExternalName, externalName: example.org}
 		c.Apply(t, "apiVersion: v1\nkind: Service\nmetadata: {name: local}\nspec: {type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 30777, selector: {app: only-b}, ports: [{port: 80, targetPort: 8080}]}")
 		c.Apply(t, "apiVersion: v1\nkind: Pod\nmetadata: {name: only-b, labels: {app: only-b}}\nspec: "+app(b.NodeName, "serve"))
 		for _, n := range c.Nodes {
-			c.Eventually(2*time.Minute, n.NodeName+" is healthy", func() bool { return code(n, 10256) == 200 })
+			c.Eventually(5*time.Minute, n.NodeName+" is healthy", func() bool { return code(n, 10256) == 200 })
 		}
-		c.Eventually(2*time.Minute, "the node with the pod is chosen, the other is not", func() bool { return code(b, 30777) == 200 && code(a, 30777) == 503 })
+		c.Eventually(5*time.Minute, "the node with the pod is chosen, the other is not", func() bool { return code(b, 30777) == 200 && code(a, 30777) == 503 })
 		c.Kubectl(t, "taint", "node", b.NodeName, "ToBeDeletedByClusterAutoscaler=:PreferNoSchedule")
-		c.Eventually(2*time.Minute, "a node that is to go is told of", func() bool { return code(b, 10256) == 503 && code(a, 10256) == 200 })
+		c.Eventually(5*time.Minute, "a node that is to go is told of", func() bool { return code(b, 10256) == 503 && code(a, 10256) == 200 })
 		c.Kubectl(t, "taint", "node", b.NodeName, "ToBeDeletedByClusterAutoscaler-")
 		c.Kubectl(t, "delete", "service/local", "pod/only-b", "--wait=false")
 	})
@@ -290,12 +297,12 @@ spec: {externalIPs: [198.51.100.7], selector: {app: web}, ports: [{port: 80, tar
 			"web":     "198.51.100.7:80/TCP is served for Service default/same-external",
 			"nobodys": "names Service default/nobody",
 		} {
-			c.Eventually(3*time.Minute, "an Event tells: "+text, func() bool {
+			c.Eventually(5*time.Minute, "an Event tells: "+text, func() bool {
 				out, err := c.Try("get", "events", "--field-selector", "involvedObject.name="+object, "-o", "jsonpath={.items[*].message}")
 				return err == nil && strings.Contains(out, text)
 			})
 			// Whichever node sees it first says so.
-			netns.Eventually(t, 3*time.Minute, a.NodeName+" has the problem in its status, and is healthy: "+text, func() bool {
+			netns.Eventually(t, 5*time.Minute, a.NodeName+" has the problem in its status, and is healthy: "+text, func() bool {
 				status, err := a.Daemon.Status(t.Context())
 				return err == nil && strings.Contains(strings.Join(status.Problems, "\n"), text) && status.Healthy
 			})
@@ -308,7 +315,7 @@ spec: {externalIPs: [198.51.100.7], selector: {app: web}, ports: [{port: 80, tar
 		c.loadWhile(t, "client-node-a", "http://10.96.0.100/", func() {
 			c.StopAPIServer()
 			for _, n := range c.Nodes {
-				netns.Eventually(t, 3*time.Minute, n.NodeName+" says that the API server is gone", func() bool {
+				netns.Eventually(t, 5*time.Minute, n.NodeName+" says that the API server is gone", func() bool {
 					status, err := n.Daemon.Status(t.Context())
 					return err == nil && len(status.Problems) > 0
 				})
@@ -317,9 +324,9 @@ spec: {externalIPs: [198.51.100.7], selector: {app: web}, ports: [{port: 80, tar
 			c.StartAPIServer()
 		})
 		c.Kubectl(t, "scale", "deployment/web", "--replicas=6")
-		c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=300s")
+		c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=600s")
 		for _, n := range c.Nodes {
-			netns.Eventually(t, 2*time.Minute, n.NodeName+" knows all six backends", func() bool {
+			netns.Eventually(t, 5*time.Minute, n.NodeName+" knows all six backends", func() bool {
 				return n.backends(t, "web", "10.96.0.100", 80) == 6
 			})
 		}
@@ -332,7 +339,7 @@ spec: {externalIPs: [198.51.100.7], selector: {app: web}, ports: [{port: 80, tar
 			t.Logf("kubelet: %v", err)
 		}
 		a.StartKubelet()
-		c.Eventually(3*time.Minute, "the node is ready again", func() bool {
+		c.Eventually(5*time.Minute, "the node is ready again", func() bool {
 			ready, _ := c.ready(a)
 			return ready
 		})
@@ -349,7 +356,7 @@ spec: {externalIPs: [198.51.100.7], selector: {app: web}, ports: [{port: 80, tar
 			t.Fatal(err)
 		}
 		var address string
-		c.Eventually(3*time.Minute, "the static pod is known", func() bool {
+		c.Eventually(5*time.Minute, "the static pod is known", func() bool {
 			out, err := c.Try("get", "pod", "static-node-a", "-o", "jsonpath={.status.podIP}")
 			address = out
 			return err == nil && out != ""
@@ -363,8 +370,8 @@ spec: {externalIPs: [198.51.100.7], selector: {app: web}, ports: [{port: 80, tar
 	t.Run("a drained node's pods move without a failed request", func(t *testing.T) {
 		c.Apply(t, "apiVersion: policy/v1\nkind: PodDisruptionBudget\nmetadata: {name: web}\nspec: {minAvailable: 4, selector: {matchLabels: {app: web}}}")
 		loads := c.load(t, []string{"client-node-a"}, "http://10.96.0.100/")
-		c.Kubectl(t, "drain", b.NodeName, "--force", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=300s")
-		c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=300s")
+		c.Kubectl(t, "drain", b.NodeName, "--force", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=600s")
+		c.Kubectl(t, "rollout", "status", "deployment/web", "--timeout=600s")
 		loads.check(t)
 		nodes := c.Kubectl(t, "get", "pods", "-l", "app=web", "-o", "jsonpath={.items[?(@.status.phase=='Running')].spec.nodeName}")
 		if strings.Contains(nodes, b.NodeName) {
@@ -373,9 +380,9 @@ spec: {externalIPs: [198.51.100.7], selector: {app: web}, ports: [{port: 80, tar
 	})
 
 	t.Run("nothing is left of pods that are gone", func(t *testing.T) {
-		c.Kubectl(t, "delete", "deployment/web", "pod/client-node-a", "--timeout=300s")
+		c.Kubectl(t, "delete", "deployment/web", "pod/client-node-a", "--timeout=600s")
 		for _, n := range c.Nodes {
-			netns.Eventually(t, 3*time.Minute, n.NodeName+" has no endpoint, no interface and no connection of pods", func() bool {
+			netns.Eventually(t, 5*time.Minute, n.NodeName+" has no endpoint, no interface and no connection of pods", func() bool {
 				endpoints, err := n.Daemon.Endpoints(t.Context())
 				if err != nil || len(endpoints) > 0 {
 					return false
@@ -405,7 +412,7 @@ spec: {externalIPs: [198.51.100.7], selector: {app: web}, ports: [{port: 80, tar
 		for i, n := range c.Nodes {
 			c.Apply(t, fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: tunnel-%d, labels: {app: web}}\nspec: %s", i, app(n.NodeName, "serve")))
 		}
-		c.Kubectl(t, "wait", "--for=condition=Ready", "pod/tunnel-0", "pod/tunnel-1", "--timeout=180s")
+		c.Kubectl(t, "wait", "--for=condition=Ready", "pod/tunnel-0", "pod/tunnel-1", "--timeout=600s")
 		for i, n := range c.Nodes {
 			for address := range strings.FieldsSeq(c.Kubectl(t, "get", "pod", fmt.Sprintf("tunnel-%d", 1-i), "-o", "jsonpath={.status.podIPs[*].ip}")) {
 				c.reaches(t, fmt.Sprintf("tunnel-%d", i), "http://"+net.JoinHostPort(address, "8080")+"/")
@@ -503,7 +510,7 @@ func (c *Cluster) background(t *testing.T, command *netns.Cmd, end func() error)
 	case <-begun:
 	case err := <-j.done:
 		t.Fatalf("ended before it began: %v", err)
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Fatalf("%s has not begun", strings.Join(command.Args, " "))
 	}
 	return j
@@ -528,6 +535,16 @@ func (j jobs) check(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// tellEvents adds to a failed test when its pods came and went.
+func (c *Cluster) tellEvents(t *testing.T) {
+	t.Helper()
+	if !t.Failed() {
+		return
+	}
+	out, err := c.Try("get", "events", "-o", `jsonpath={range .items[*]}{.lastTimestamp} {.eventTime} {.involvedObject.name} {.reason}: {.message}{"\n"}{end}`)
+	t.Logf("events (%v):\n%s", err, out)
 }
 
 // loadWhile makes requests from a pod of the first node while f runs. The

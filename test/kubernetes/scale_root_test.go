@@ -197,7 +197,7 @@ func TestScaleAgainstTheAPIServer(t *testing.T) {
 		status, err := client.Status(t.Context())
 		return err == nil && status.Services >= services && status.Backends >= (services-1)*perService
 	}
-	netns.Eventually(t, 3*time.Minute, "mooringd knows the cluster", func() bool { return knows(1) })
+	netns.Eventually(t, 5*time.Minute, "mooringd knows the cluster", func() bool { return knows(1) })
 	maps := openMaps(t, n.BPFFS)
 	idle, _ := usage(t, daemon.Process.Pid)
 
@@ -229,7 +229,7 @@ func TestScaleAgainstTheAPIServer(t *testing.T) {
 		return
 	}
 	written := time.Now()
-	netns.Eventually(t, 3*time.Minute, "the last service is in the map", func() bool {
+	netns.Eventually(t, 5*time.Minute, "the last service is in the map", func() bool {
 		return len(maps.of(serviceAddress(count-1))) == perService && knows(count+1)
 	})
 	busy, resident := usage(t, daemon.Process.Pid)
@@ -266,7 +266,7 @@ func TestScaleAgainstTheAPIServer(t *testing.T) {
 	daemon.Kill()
 	began = time.Now()
 	daemon = start()
-	netns.Eventually(t, 2*time.Minute, "mooringd knows everything again", func() bool {
+	netns.Eventually(t, 5*time.Minute, "mooringd knows everything again", func() bool {
 		_, err := n.Get("http://127.0.0.1:9964/readyz")
 		return err == nil && knows(count+1)
 	})

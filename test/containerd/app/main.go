@@ -2,12 +2,12 @@
 
 // Command app is what containers run in the tests.
 //
-//	app serve [-grace 0s] [-port 8080] [-udp 8053]  HTTP and UDP echo that say who answers, until SIGTERM and the grace are over
-//	app get URL                                      one request, 5 s at most
-//	app udp HOST:PORT                                one datagram and its answer, 5 s at most
+//	app serve [-grace 0s] [-port 8080] [-udp 8053]  HTTP and UDP echo that say who answers; after SIGTERM until nobody has asked for the grace
+//	app get URL                                      one request, 20 s at most
+//	app udp HOST:PORT                                one datagram and its answer, 20 s at most
 //	app load [-until FILE] URL                       requests one after another, each on a connection of its own; counts failures
 //	app hold [-until FILE] HOST:PORT                 one connection to /hold that must stay; a line a second
-//	app touch FILE                                   makes the file that load and hold end at; without one they last 10 s, with one 10 minutes at most
+//	app touch FILE                                   makes the file that load and hold end at; without one they last 10 s, with one 30 minutes at most
 //	app addresses                                    the pod's own, one a line
 package main
 
@@ -23,20 +23,22 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // patience is how long an answer may take on a busy machine.
-const patience = 5 * time.Second
+const patience = 20 * time.Second
 
 func main() {
 	if len(os.Args) < 2 {
 		fail("usage: app serve|get|udp|load|hold|touch|addresses")
 	}
 	flags := flag.NewFlagSet("app "+os.Args[1], flag.ExitOnError)
-	grace := flags.Duration("grace", 0, "how long to serve after SIGTERM")
+	grace := flags.Duration("grace", 0, "after SIGTERM serve until nobody has asked for so long")
 	port := flags.Int("port", 8080, "of HTTP")
 	udp := flags.Int("udp", 8053, "of the UDP echo")
 	until := flags.String("until", "", "go on until this file is there")
@@ -76,8 +78,12 @@ func serve(grace time.Duration, port, udp int) error {
 	if err != nil {
 		return err
 	}
+	var asked atomic.Int64 // when a client was heard last
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasPrefix(r.UserAgent(), "kube-probe/") {
+			asked.Store(time.Now().UnixNano())
+		}
 		fmt.Fprintf(w, "%s %s\n", host, r.RemoteAddr)
 	})
 	// A line a second on a connection that lasts.
@@ -116,8 +122,13 @@ func serve(grace time.Duration, port, udp int) error {
 	go func() {
 		defer close(stopped)
 		<-stop.Done()
-		// As a careful server does: it goes on until all know that it is leaving.
-		time.Sleep(grace)
+		told := time.Now()
+		// As a careful server does: it goes on until all know that it is leaving. How
+		// long the news takes on a busy machine nobody can say beforehand. A connection
+		// that waits to be accepted when the listener closes would be reset.
+		for quiet := time.Duration(0); quiet < grace; quiet = time.Since(later(told, time.Unix(0, asked.Load()))) {
+			time.Sleep(grace - quiet)
+		}
 		finish, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		server.Shutdown(finish)
@@ -127,6 +138,13 @@ func serve(grace time.Duration, port, udp int) error {
 	}
 	<-stopped
 	return nil
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // client makes a connection for every request.
@@ -170,7 +188,7 @@ func askUDP(address string) error {
 func enough(file string) func() bool {
 	limit := 10 * time.Second
 	if file != "" {
-		limit = 10 * time.Minute // whoever was to make the file has died
+		limit = 30 * time.Minute // whoever was to make the file has died
 	}
 	end := time.Now().Add(limit)
 	return func() bool {
