@@ -72,12 +72,12 @@ test-kubernetes: need-root ## clusters of two nodes: kubelets and control planes
 	@.ci/deps
 	$(GO) test -tags root -count=1 -timeout 60m -v ./test/kubernetes
 
-# FOCUS="..." for some of the specs, PROXY=kube-proxy to compare with it.
+# FOCUS="..." for some of the specs, NODES=3 for one that wants three, PROXY=kube-proxy to compare with it.
 .PHONY: conformance
 conformance: need-root ## Kubernetes' own suite, what it has about services and networks, without kube-proxy (root; an hour)
 	@.ci/deps debootstrap=debootstrap
 	$(GO) test -tags root -count=1 -timeout 3h -v -run '^TestConformance$$' ./test/kubernetes -focus '$(or $(FOCUS),all)' \
-		$(if $(PROXY),-proxy $(PROXY)) -results $(CURDIR)/conformance-$(or $(PROXY),mooring).txt
+		$(if $(NODES),-nodes $(NODES)) $(if $(PROXY),-proxy $(PROXY)) -results $(CURDIR)/conformance-$(or $(PROXY),mooring).txt
 
 .PHONY: lint
 lint: ## gofmt, go vet and golangci-lint over every build tag

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command coredns is the DNS server of the conformance tests: CoreDNS with the
-// plugins that it needs and none of those of clouds, which take minutes to build.
+// Command coredns is the DNS server of the conformance tests, and the one that a spec
+// runs in a pod: CoreDNS with the plugins that they need and none of those of clouds,
+// which take minutes to build.
 package main
 
 import (
@@ -10,10 +11,12 @@ import (
 	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/cache"
 	_ "github.com/coredns/coredns/plugin/errors"
+	_ "github.com/coredns/coredns/plugin/hosts"
 	_ "github.com/coredns/coredns/plugin/kubernetes"
+	_ "github.com/coredns/coredns/plugin/log"
 )
 
 func main() {
-	dnsserver.Directives = []string{"bind", "errors", "cache", "kubernetes"}
+	dnsserver.Directives = []string{"bind", "errors", "log", "cache", "hosts", "kubernetes"}
 	coremain.Run()
 }
