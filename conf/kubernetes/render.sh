@@ -7,18 +7,28 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
-# Flags as the tests build the rest of that module, so that this takes what is there.
-chart() { (cd "$here/../../test/kubernetes/build" && GOFLAGS= CGO_ENABLED=0 go run -trimpath -gcflags=all=-dwarf=false ./chart "$here/chart"); }
+# HELM: a helm that is there. Otherwise it is built as the tests build it.
+export HELM_CACHE_HOME=/nonexistent HELM_CONFIG_HOME=/nonexistent HELM_DATA_HOME=/nonexistent
+helm() {
+	if [ -n "${HELM:-}" ]; then
+		"$HELM" "$@"
+	else
+		(cd "$here/../../test/kubernetes/build" && GOFLAGS= CGO_ENABLED=0 go run -trimpath -gcflags=all=-dwarf=false helm.sh/helm/v3/cmd/helm "$@")
+	fi
+}
+# The oldest that the chart accepts: helm would take the version that it was built with.
+chart() { helm template mooring "$here/chart" --namespace kube-system --kube-version 1.30 "$@"; }
 {
 	echo "# SPDX-License-Identifier: Apache-2.0"
 	echo "#"
 	echo "# Rendered from chart/ by make manifests. Replace api.example.internal by the address by"
 	echo "# which the nodes' kubelets reach the API server; docs/kubernetes.md is the way from here."
-	echo '{apiServer: {host: api.example.internal}}' | chart
-} >"$out/mooring.yaml"
+	chart --set apiServer.host=api.example.internal
+} >"$out/mooring.yaml.new"
 {
 	echo "# SPDX-License-Identifier: Apache-2.0"
 	echo "#"
 	echo "# Rendered from chart/ by make manifests, with uninstall: true."
-	echo '{uninstall: true}' | chart
-} >"$out/uninstall.yaml"
+	chart --set uninstall=true
+} >"$out/uninstall.yaml.new"
+for name in mooring uninstall; do mv "$out/$name.yaml.new" "$out/$name.yaml"; done

@@ -5,6 +5,7 @@ package kubernetes
 import (
 	"bytes"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -20,21 +21,39 @@ const (
 	nextVersion  = "2"
 )
 
-// Chart renders Mooring's Helm chart with values, as `helm template` does.
+// chartDirectory is where Mooring's chart is.
+func chartDirectory(root string) string { return filepath.Join(root, "conf", "kubernetes", "chart") }
+
+// Helm runs helm, which has no configuration of its own and no cluster.
+func Helm(t netns.T, input string, args ...string) string {
+	t.Helper()
+	root, err := containerd.ModuleRoot()
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	command := exec.Command(filepath.Join(buildPrograms(t, root, []program{helm}), helm.name), args...)
+	command.Env = helmEnvironment(netns.Directory(t, "helm"))
+	var out, complaint bytes.Buffer
+	command.Stdin, command.Stdout, command.Stderr = strings.NewReader(input), &out, &complaint
+	if err := command.Run(); err != nil {
+		t.Fatalf("helm %s: %v: %s%s", strings.Join(args, " "), err, &out, &complaint)
+	}
+	return out.String()
+}
+
+// helmEnvironment keeps helm away from the files of whoever runs the tests.
+func helmEnvironment(directory string) []string {
+	return append(os.Environ(), "HELM_CACHE_HOME="+directory, "HELM_CONFIG_HOME="+directory, "HELM_DATA_HOME="+directory, "KUBECONFIG=/nonexistent")
+}
+
+// Chart renders Mooring's chart with values.
 func Chart(t netns.T, values string) string {
 	t.Helper()
 	root, err := containerd.ModuleRoot()
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
-	program := filepath.Join(buildPrograms(t, root, []program{chart}), chart.name)
-	command := exec.Command(program, filepath.Join(root, "conf", "kubernetes", "chart"))
-	var out, complaint bytes.Buffer
-	command.Stdin, command.Stdout, command.Stderr = strings.NewReader(values), &out, &complaint
-	if err := command.Run(); err != nil {
-		t.Fatalf("render the chart: %v: %s", err, &complaint)
-	}
-	return out.String()
+	return Helm(t, values, "template", "mooring", chartDirectory(root), "--namespace", "kube-system", "--kube-version", Version, "--values", "-")
 }
 
 // apiHost is how the plain manifests name the API server's address.

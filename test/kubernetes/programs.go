@@ -32,6 +32,7 @@ var packages = []program{
 	{name: "kube-scheduler", path: "k8s.io/kubernetes/cmd/kube-scheduler"},
 	{name: "kubectl", path: "k8s.io/kubernetes/cmd/kubectl"},
 	{name: "etcd", path: "go.etcd.io/etcd/server/v3"},
+	helm,
 }
 
 // What the conformance tests need besides.
@@ -42,8 +43,7 @@ var conformancePackages = []program{
 	{name: "coredns", path: "./coredns"},
 }
 
-// chart renders Helm charts.
-var chart = program{name: "chart", path: "./chart"}
+var helm = program{name: "helm", path: "helm.sh/helm/v3/cmd/helm"}
 
 // kubeProxy is for comparison.
 var kubeProxy = program{name: "kube-proxy", path: "k8s.io/kubernetes/cmd/kube-proxy"}
@@ -148,7 +148,7 @@ func module(root string) string { return filepath.Join(root, "test", "kubernetes
 func programsDirectory(t netns.T, root string) string {
 	t.Helper()
 	sum := sha256.New()
-	for _, file := range []string{"go.mod", "go.sum", "coredns/main.go", "chart/main.go"} {
+	for _, file := range []string{"go.mod", "go.sum", "coredns/main.go"} {
 		content, err := os.ReadFile(filepath.Join(module(root), file))
 		if err != nil {
 			t.Fatalf("build Kubernetes: %v", err)
