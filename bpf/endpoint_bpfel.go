@@ -54,7 +54,6 @@ const (
 	endpointProgToContainer         = "to_container"
 	endpointVarCacheDecisions       = "cache_decisions"
 	endpointVarCtDirectLimit        = "ct_direct_limit"
-	endpointVarDsrMode              = "dsr_mode"
 	endpointVarHairpinV4            = "hairpin_v4"
 	endpointVarHairpinV6            = "hairpin_v6"
 	endpointVarHookMode             = "hook_mode"
@@ -156,7 +155,6 @@ type endpointMapSpecs struct {
 type endpointVariableSpecs struct {
 	CacheDecisions   *ebpf.VariableSpec `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.VariableSpec `ebpf:"ct_direct_limit"`
-	DsrMode          *ebpf.VariableSpec `ebpf:"dsr_mode"`
 	HairpinV4        *ebpf.VariableSpec `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
@@ -267,7 +265,6 @@ func (m *endpointMaps) Close() error {
 type endpointVariables struct {
 	CacheDecisions   *ebpf.Variable `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.Variable `ebpf:"ct_direct_limit"`
-	DsrMode          *ebpf.Variable `ebpf:"dsr_mode"`
 	HairpinV4        *ebpf.Variable `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.Variable `ebpf:"hook_mode"`

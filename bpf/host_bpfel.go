@@ -58,7 +58,6 @@ const (
 	hostProgHostSendmsg6        = "host_sendmsg6"
 	hostVarCacheDecisions       = "cache_decisions"
 	hostVarCtDirectLimit        = "ct_direct_limit"
-	hostVarDsrMode              = "dsr_mode"
 	hostVarEnded                = "ended"
 	hostVarHairpinV4            = "hairpin_v4"
 	hostVarHairpinV6            = "hairpin_v6"
@@ -169,7 +168,6 @@ type hostMapSpecs struct {
 type hostVariableSpecs struct {
 	CacheDecisions   *ebpf.VariableSpec `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.VariableSpec `ebpf:"ct_direct_limit"`
-	DsrMode          *ebpf.VariableSpec `ebpf:"dsr_mode"`
 	Ended            *ebpf.VariableSpec `ebpf:"ended"`
 	HairpinV4        *ebpf.VariableSpec `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
@@ -279,7 +277,6 @@ func (m *hostMaps) Close() error {
 type hostVariables struct {
 	CacheDecisions   *ebpf.Variable `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.Variable `ebpf:"ct_direct_limit"`
-	DsrMode          *ebpf.Variable `ebpf:"dsr_mode"`
 	Ended            *ebpf.Variable `ebpf:"ended"`
 	HairpinV4        *ebpf.Variable `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`

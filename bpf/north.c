@@ -135,7 +135,7 @@ ALWAYS int wire_flow_out(ctx_t *ctx, struct pkt *p)
 	ct_keep(p);
 	ct_lookup(p);
 	e = p->flow;
-	if (!e || !(p->flags & PKT_REPLY) || addr_zero(&e->nat) || !addr_zero(&e->origin))
+	if (!e || !(p->flags & PKT_REPLY) || addr_zero(&e->nat))
 		return TO_STACK;
 	socket_claim(ctx, p);
 	p->flow = e;	/* which the verifier forgot over the call */

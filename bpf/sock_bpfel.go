@@ -56,7 +56,6 @@ const (
 	sockProgOnTwskFree          = "on_twsk_free"
 	sockVarCacheDecisions       = "cache_decisions"
 	sockVarCtDirectLimit        = "ct_direct_limit"
-	sockVarDsrMode              = "dsr_mode"
 	sockVarHairpinV4            = "hairpin_v4"
 	sockVarHairpinV6            = "hairpin_v6"
 	sockVarHookMode             = "hook_mode"
@@ -161,7 +160,6 @@ type sockMapSpecs struct {
 type sockVariableSpecs struct {
 	CacheDecisions   *ebpf.VariableSpec `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.VariableSpec `ebpf:"ct_direct_limit"`
-	DsrMode          *ebpf.VariableSpec `ebpf:"dsr_mode"`
 	HairpinV4        *ebpf.VariableSpec `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
@@ -265,7 +263,6 @@ func (m *sockMaps) Close() error {
 type sockVariables struct {
 	CacheDecisions   *ebpf.Variable `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.Variable `ebpf:"ct_direct_limit"`
-	DsrMode          *ebpf.Variable `ebpf:"dsr_mode"`
 	HairpinV4        *ebpf.Variable `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.Variable `ebpf:"hook_mode"`

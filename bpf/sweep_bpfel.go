@@ -52,7 +52,6 @@ const (
 	sweepProgSweepConntrack      = "sweep_conntrack"
 	sweepVarCacheDecisions       = "cache_decisions"
 	sweepVarCtDirectLimit        = "ct_direct_limit"
-	sweepVarDsrMode              = "dsr_mode"
 	sweepVarHairpinV4            = "hairpin_v4"
 	sweepVarHairpinV6            = "hairpin_v6"
 	sweepVarHookMode             = "hook_mode"
@@ -152,7 +151,6 @@ type sweepMapSpecs struct {
 type sweepVariableSpecs struct {
 	CacheDecisions   *ebpf.VariableSpec `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.VariableSpec `ebpf:"ct_direct_limit"`
-	DsrMode          *ebpf.VariableSpec `ebpf:"dsr_mode"`
 	HairpinV4        *ebpf.VariableSpec `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
@@ -257,7 +255,6 @@ func (m *sweepMaps) Close() error {
 type sweepVariables struct {
 	CacheDecisions   *ebpf.Variable `ebpf:"cache_decisions"`
 	CtDirectLimit    *ebpf.Variable `ebpf:"ct_direct_limit"`
-	DsrMode          *ebpf.Variable `ebpf:"dsr_mode"`
 	HairpinV4        *ebpf.Variable `ebpf:"hairpin_v4"`
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.Variable `ebpf:"hook_mode"`

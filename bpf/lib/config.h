@@ -30,9 +30,6 @@ volatile const __u8 cache_decisions = 1;
 volatile const __u16 snat_port_first = 1024;
 volatile const __u16 snat_ports = 28976;
 
-/* Whether backends on other nodes answer clients beyond the uplinks themselves. */
-volatile const __u8 dsr_mode = 0;
-
 /* Whether policies are looked up at all. */
 volatile const __u8 policy_enforced = 0;
 

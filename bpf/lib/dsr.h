@@ -15,6 +15,9 @@
 #include "tell.h"
 #include "way.h"
 
+/* Whether backends on other nodes answer clients beyond the uplinks themselves. */
+volatile const __u8 dsr_mode = 0;
+
 struct dsr_v4 {
 	struct iphdr ip;
 	struct udphdr udp;

@@ -165,7 +165,12 @@ RARELY int north_open(ctx_t *ctx, struct pkt *p, struct north_way *w)
 		}
 		b = NULL;
 	}
-	return -DROP_TUPLE_COLLISION;
+	/* Each that was tried has one, through another frontend. */
+	b = backend_at(p->backend);
+	if (!b)
+		return -DROP_NO_BACKEND;
+	w->flags = WAY_SPARE_PORT;
+	p->flags |= PKT_SNAT;
 chosen:
 	if (p->flags & PKT_DSR) {
 		w->flags = WAY_KNOWN | WAY_TELL | WAY_MUST_TELL;
@@ -332,7 +337,9 @@ ALWAYS int north_forward(ctx_t *ctx, struct pkt *p, struct north_way *w)
 	}
 	if (host)
 		return TO_STACK;
-	return p->flags & PKT_SNAT ? wire_leave(ctx, p) : forward(ctx, p);
+	if (p->flags & PKT_SNAT)
+		p->flags |= PKT_RENAMED;
+	return forward(ctx, p);
 }
 
 /* Where an answer to this node, which stood in for a client, goes: found before the packet is changed. */

@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* To a backend on another node as from this one, so that its answers come back here. */
+/*
+ * To a backend on another node as from this one, so that its answers come back here; to one
+ * of this node from another port of the client's, where its own has a flow already.
+ */
 #ifndef MOORING_SNAT_H
 #define MOORING_SNAT_H
 
 #include "choice.h"
+#include "endpoint.h"
 #include "way.h"
 #include "wire.h"
 
@@ -39,19 +43,23 @@ ALWAYS struct addr *snat_address(__u32 ifindex, int v6)
 RARELY int snat_open(ctx_t *ctx, struct pkt *p, struct north_way *w)
 {
 	struct ct_draft *d = ct_draft();
+	struct north_way *own;
+	struct endpoint *ep;
 	struct addr *from;
 	__u32 port;
 	int ret;
 
 	if (!p || !w || !d)
 		return -DROP_CONNTRACK_FULL;
-	ret = wire_route(ctx, p, &w->to);
-	if (ret == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return -DROP_TOO_BIG;
-	from = wire_routed(ret) ? snat_address(wire_ifindex(), p->v6) : NULL;
-	if (!from)
-		return -DROP_NO_ROUTE;
-	w->from = *from;
+	if (!(w->flags & WAY_SPARE_PORT)) {
+		ret = wire_route(ctx, p, &w->to);
+		if (ret == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+			return -DROP_TOO_BIG;
+		from = wire_routed(ret) ? snat_address(wire_ifindex(), p->v6) : NULL;
+		if (!from)
+			return -DROP_NO_ROUTE;
+		w->from = *from;
+	}
 	d->entry.seen = bpf_jiffies64();
 	d->entry.nat = p->dst;
 	d->entry.nat_port = p->dport;
@@ -61,6 +69,14 @@ RARELY int snat_open(ctx_t *ctx, struct pkt *p, struct north_way *w)
 	d->entry.backend_generation = p->backend_generation;
 	d->entry.service = p->service;
 	d->entry.policy = p->generation;
+	if (w->flags & WAY_SPARE_PORT) {
+		/* Nobody has asked the pod's policies yet. */
+		d->entry.policy--;
+		own = north_way();
+		ep = own ? bpf_map_lookup_elem(&mooring_endpoints, &own->to) : NULL;
+		if (ep)
+			d->entry.endpoint[1] = ep->id;
+	}
 	d->entry.life = bpf_get_prandom_u32() & ~CT_LIFE_CLAIMED;
 	if (p->proto == IPPROTO_TCP && !tcp_opens(p))
 		d->entry.state = CT_ESTABLISHED;
@@ -69,7 +85,7 @@ RARELY int snat_open(ctx_t *ctx, struct pkt *p, struct north_way *w)
 		long err;
 
 		w->from_port = bpf_htons(snat_port_first + port % snat_ports);
-		d->entry.flags = CT_F_EMBRYONIC;
+		d->entry.flags = CT_F_EMBRYONIC | (d->entry.endpoint[1] ? CT_F_INGRESS : 0);
 		if (ct_flow_key(&d->key, &w->from, w->from_port, &w->to, w->to_port, p->proto))
 			d->entry.flags |= CT_F_INITIATOR_HIGH;
 		if (bpf_map_lookup_elem(&mooring_ct, &d->key))

@@ -12,6 +12,7 @@ enum way_flags {
 	WAY_TELL = 1 << 3,	/* dsr.h: what the flow's answers are called is told to the backend's node, or was to us */
 	WAY_MUST_TELL = 1 << 4,	/* it does not know yet */
 	WAY_CUT = 1 << 5,	/* what was told with is not the packet itself */
+	WAY_SPARE_PORT = 1 << 6,	/* the client's own is taken at the backend: it is seen with another */
 };
 
 struct north_way {

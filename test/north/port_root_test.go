@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build root
+
+package north
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// A client may ask several frontends from one port, even where one backend is
+// behind them all: that sees other ports of the client's.
+func TestOnePortAsksSeveralFrontends(t *testing.T) {
+	eachOf(t, SNATModes(), []modeTest{
+		{"of a pod of the node", func(t *testing.T, l *Lab) { l.onePort(t, "a-1") }},
+		{"of a pod of another node", func(t *testing.T, l *Lab) { l.onePort(t, "b-1") }},
+		{"of the node's own network", func(t *testing.T, l *Lab) { l.Hosts(); l.onePort(t, "a-host") }},
+	})
+}
+
+func (l *Lab) onePort(t *testing.T, backend string) {
+	l.Service(Spec{Pods: []string{backend}})
+	l.flush()
+	var open []net.Conn
+	for _, f := range l.Frontends() {
+		port := uint16(40000 + 10*len(backend))
+		from := netip.AddrPortFrom(l.ClientFor(f), port)
+		d := net.Dialer{Timeout: Patience, LocalAddr: net.TCPAddrFromAddrPort(from), Control: func(_, _ string, c syscall.RawConn) error {
+			return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+		}}
+		if f.Network == "udp" {
+			d.LocalAddr = net.UDPAddrFromAddrPort(from)
+		}
+		var c net.Conn
+		err := l.Client.Do(func() (err error) {
+			c, err = d.Dial(f.Network, f.Address.String())
+			return err
+		})
+		if err != nil {
+			t.Errorf("%s from port %d: %v", f, port, err)
+			continue
+		}
+		defer c.Close()
+		a, err := AskOn(c, []byte("first "+f.String()), Patience)
+		if err != nil {
+			t.Errorf("%s from port %d: %v", f, port, err)
+			continue
+		}
+		if l.NodeOf(backend) == l.A && a.Client.Addr() != from.Addr() {
+			t.Errorf("%s: %s sees %s, want an address of the client", f, backend, a.Client)
+		}
+		open = append(open, c)
+	}
+	if len(open) != len(l.Frontends()) {
+		t.Fatalf("%d of %d flows began", len(open), len(l.Frontends()))
+	}
+	// All of them go on beside each other.
+	for round := range 3 {
+		for _, c := range open {
+			payload := []byte(fmt.Sprintf("round %d of %s", round, c.RemoteAddr()))
+			if c.LocalAddr().Network() == "udp" {
+				if _, err := AskOn(c, payload, Patience); err != nil {
+					t.Errorf("%s: %v", c.RemoteAddr(), err)
+				}
+			} else if err := echoOn(c, payload); err != nil {
+				t.Errorf("%s: %v", c.RemoteAddr(), err)
+			}
+		}
+	}
+}
