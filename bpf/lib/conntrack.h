@@ -112,6 +112,12 @@ ALWAYS int flow_over(const struct ct_entry *e)
 	return e->state >= CT_CLOSING;
 }
 
+/* The SYN of a live socket that is connected already: late, but of this connection. */
+ALWAYS int ct_repeated(const struct ct_entry *e, const struct pkt *p)
+{
+	return p->cookie && e->cookie[0] == p->cookie && e->state == CT_ESTABLISHED;
+}
+
 /*
  * Another connection on the tuple of one that is over, which takes its entry over:
  * a SYN from either side, or what a live socket begins where the last one has ended.
@@ -221,7 +227,7 @@ ALWAYS int ct_update(struct ct_entry *e, const struct pkt *p)
 	e->seen = bpf_jiffies64();
 
 	if (p->proto == IPPROTO_TCP && !(p->flags & PKT_LATER_FRAGMENT)) {
-		if (tcp_opens(p) && !reply && state != CT_NEW) {
+		if (tcp_opens(p) && !reply && state != CT_NEW && !ct_repeated(e, p)) {
 			flags &= ~(CT_F_FIN_INITIATOR | CT_F_FIN_RESPONDER | CT_F_REPLIED | CT_F_RST | CT_F_ENDED);
 			state = CT_NEW;
 		}

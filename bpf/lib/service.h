@@ -144,7 +144,8 @@ RARELY int svc_withdraw(struct pkt *p)
 
 /*
  * The backend that the flow's SVC entry names, unless the flow begins anew: with a
- * SYN that is not one repeated, or because another socket has the port now.
+ * SYN that is not one repeated, or because another socket has the port now. A socket's
+ * repeated SYN may come after the handshake, by another processor's queue.
  */
 ALWAYS int svc_continue(struct pkt *p)
 {
@@ -159,7 +160,7 @@ ALWAYS int svc_continue(struct pkt *p)
 		return 0;
 	if (tcp_opens(p)) {
 		flow = svc_flow(p, &e->nat, e->nat_port);
-		if (!flow || flow->state != CT_NEW)
+		if (!flow || (flow->state != CT_NEW && !ct_repeated(flow, p)))
 			return 0;
 	}
 	__sync_fetch_and_add(&e->packets[0], 1);
