@@ -117,7 +117,7 @@ func (b *B) Add(c Contestant, samples []float64) {
 	if isRate(c.Unit) {
 		row.Best = sorted[len(sorted)-1]
 	}
-	if row.Best <= 0 && c.Unit != "entries" {
+	if row.Best <= 0 && c.Unit != "entries" && !b.Quick {
 		b.Errorf("%s: %v %s is no figure", c.Name, row.Best, c.Unit)
 	}
 	if c.Against != "" {

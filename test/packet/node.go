@@ -104,6 +104,22 @@ func (n *Node) drive(t testing.TB) {
 	}
 }
 
+// Driver is the program of the uplink's driver.
+func (n *Node) Driver() *ebpf.Program { return n.driver }
+
+// OpenDoors opens these addresses' doors, and shuts all others.
+func (n *Node) OpenDoors(t testing.TB, addresses ...netip.Addr) {
+	t.Helper()
+	words := make([]uint64, n.Doors.MaxEntries())
+	for _, a := range addresses {
+		word, bit := bpf.Door(bpf.ToAddr(a))
+		words[word] |= 1 << bit
+	}
+	for i, word := range words {
+		put(t, n.Doors, uint32(i), word)
+	}
+}
+
 // addresses tells the programs which addresses are the node's.
 func (n *Node) addresses(t testing.TB) {
 	t.Helper()

@@ -103,7 +103,7 @@ func (n *Node) drives(t testing.TB, index int, frame []byte) (r Result, done boo
 	t.Helper()
 	before := n.counted(t)
 	out := make([]byte, len(frame)+256)
-	ctx := driverContext{End: uint32(len(frame)), Ifindex: uint32(index)}
+	ctx := DriverContext{End: uint32(len(frame)), Ifindex: uint32(index)}
 	options := &ebpf.RunOptions{Data: frame, DataOut: out, Context: ctx, ContextOut: &ctx}
 	var verdict uint32
 	err := n.Do(func() (err error) {
@@ -157,8 +157,8 @@ func (n *Node) drives(t testing.TB, index int, frame []byte) (r Result, done boo
 	return r, true
 }
 
-// driverContext is struct xdp_md; the packet begins at Data, behind what is told to tc.
-type driverContext struct{ Data, End, Meta, Ifindex, Queue, Egress uint32 }
+// DriverContext is struct xdp_md; the packet begins at Data, behind what is told to tc.
+type DriverContext struct{ Data, End, Meta, Ifindex, Queue, Egress uint32 }
 
 var routerMAC = MAC{2, 0, 0, 0, 0, 1}
 
