@@ -124,6 +124,9 @@ const (
 	EventEnd  = uint8(abiEventKindEVENT_END)
 )
 
+// FromDriver is the direction of what XDP did all of.
+const FromDriver = abiDirectionFROM_DRIVER
+
 // Label is the reason as metrics, events and the client name it: "source_address".
 func Label(r DropReason) string {
 	return strings.ToLower(strings.TrimPrefix(r.String(), "DROP_"))

@@ -173,7 +173,8 @@ const (
 	abiDirectionFROM_OVERLAY  abiDirection = 4
 	abiDirectionTO_OVERLAY    abiDirection = 5
 	abiDirectionTO_WIRE       abiDirection = 6
-	abiDirectionDIRECTIONS    abiDirection = 7
+	abiDirectionFROM_DRIVER   abiDirection = 7
+	abiDirectionDIRECTIONS    abiDirection = 8
 )
 
 type abiDropReason uint32

@@ -15,12 +15,13 @@ func _() {
 	_ = x[abiDirectionFROM_OVERLAY-4]
 	_ = x[abiDirectionTO_OVERLAY-5]
 	_ = x[abiDirectionTO_WIRE-6]
-	_ = x[abiDirectionDIRECTIONS-7]
+	_ = x[abiDirectionFROM_DRIVER-7]
+	_ = x[abiDirectionDIRECTIONS-8]
 }
 
-const _abiDirection_name = "FROM_ENDPOINTTO_ENDPOINTFROM_WIREFROM_HOSTFROM_OVERLAYTO_OVERLAYTO_WIREDIRECTIONS"
+const _abiDirection_name = "FROM_ENDPOINTTO_ENDPOINTFROM_WIREFROM_HOSTFROM_OVERLAYTO_OVERLAYTO_WIREFROM_DRIVERDIRECTIONS"
 
-var _abiDirection_index = [...]uint8{0, 13, 24, 33, 42, 54, 64, 71, 81}
+var _abiDirection_index = [...]uint8{0, 13, 24, 33, 42, 54, 64, 71, 82, 92}
 
 func (i abiDirection) String() string {
 	idx := int(i) - 0

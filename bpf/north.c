@@ -110,8 +110,10 @@ int from_wire(ctx_t *ctx)
 	struct ethhdr *eth;
 	int verdict;
 
-	/* The driver's program has done all but what only tc can. */
+	/* The driver's program has done all but what only tc can. A tag that the device took off is not for the pod. */
 	if (done) {
+		if (ctx->vlan_present && bpf_skb_vlan_pop(ctx))
+			return TC_ACT_SHOT;
 		eth = pkt_at(ctx, 0, sizeof(*eth));
 		done = meta_at(ctx);
 		if (!eth || !done)

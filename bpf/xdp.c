@@ -24,7 +24,7 @@ ALWAYS int wire_fast(ctx_t *ctx, struct pkt *p)
 SEC("xdp")
 int from_wire_xdp(ctx_t *ctx)
 {
-	struct pkt p = { .direction = FROM_WIRE };
+	struct pkt p = { .direction = FROM_DRIVER };
 	int verdict = wire_fast(ctx, &p);
 
 	/* Left to tc as it came, and counted there. */

@@ -77,11 +77,18 @@ func (d *Datapath) AttachXDP(ifname string, ifindex int, opts XDPOptions) error 
 		flags = link.XDPDriverMode
 	}
 	l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: ifindex, Flags: flags})
-	if errors.Is(err, unix.EBUSY) {
+	switch {
+	case err == nil:
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EEXIST):
 		return fmt.Errorf("attach %s to %s: another program is on the device (`ip link show dev %s`), of another mooringd perhaps: %w", xdpHook, ifname, ifname, err)
-	}
-	if err != nil {
-		return fmt.Errorf("attach %s to %s (%s): %w", xdpHook, ifname, opts.Mode, err)
+	case opts.Mode != XDPNative:
+		return fmt.Errorf("attach %s to %s: %w", xdpHook, ifname, err)
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("attach %s to %s: its driver has no XDP, or none as it is set up: %w", xdpHook, ifname, err)
+	case errors.Is(err, unix.ERANGE), errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("attach %s to %s: its driver does not do XDP with packets as long as its MTU, or its other end's: %w", xdpHook, ifname, err)
+	default:
+		return fmt.Errorf("attach %s to %s: %w", xdpHook, ifname, err)
 	}
 	defer l.Close()
 	if err := l.Pin(pin); err != nil {

@@ -364,6 +364,7 @@ enum direction {
 	FROM_OVERLAY = 4,	/* out of a tunnel */
 	TO_OVERLAY = 5,		/* into one */
 	TO_WIRE = 6,		/* what this node itself sends by an uplink */
+	FROM_DRIVER = 7,	/* FROM_WIRE, at XDP: what that leaves to tc is not counted */
 	DIRECTIONS,
 };
 

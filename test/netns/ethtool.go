@@ -6,6 +6,9 @@ import (
 	"runtime"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,6 +21,30 @@ func (n *NS) WithoutOffloads(t T, dev string) {
 		if err != nil && err != unix.EOPNOTSUPP {
 			t.Fatalf("turn offloads of %s in %s off (ethtool command %#x): %v", dev, n.name, command, err)
 		}
+	}
+}
+
+// LikeADriver makes an end of a veth send whole checksums and no more than its
+// MTU, as a wire has them, and receive as a driver does. Only to an end that runs
+// an XDP program the kernel hands at once what the other end's program sends.
+func (n *NS) LikeADriver(t T, dev string) {
+	t.Helper()
+	n.WithoutOffloads(t, dev)
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: "pass", Type: ebpf.XDP, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()}}) // XDP_PASS
+	if err != nil {
+		t.Fatalf("load a program that lets everything pass: %v", err)
+	}
+	defer p.Close()
+	err = n.Do(func() error {
+		l, err := link.AttachXDP(link.XDPOptions{Program: p, Interface: n.Link(t, dev).Attrs().Index, Flags: link.XDPDriverMode})
+		if err == nil {
+			t.Cleanup(func() { l.Close() })
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatalf("attach a program to %s in %s: %v", dev, n.name, err)
 	}
 }
 

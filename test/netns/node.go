@@ -69,6 +69,17 @@ func NewOutside(t T) *Outside {
 	return o
 }
 
+// Wire makes a node's link one that carries what a wire does, at both ends.
+func (o *Outside) Wire(t T, n *Node) {
+	t.Helper()
+	port := o.port
+	if port == "nodes" {
+		port = n.NodeName
+	}
+	o.LikeADriver(t, port)
+	n.WithoutOffloads(t, Uplink)
+}
+
 // Node adds a node to the network.
 func (o *Outside) Node(t T) *Node {
 	t.Helper()

@@ -40,8 +40,11 @@ type Mode struct {
 
 func (m Mode) String() string { return "xdp " + m.XDP + ", " + m.NodePort }
 
-// Modes are all that there are.
-var Modes = []Mode{{"off", "snat"}, {"off", "dsr"}}
+// Modes are those in which most is tested; AllModes are all that there are.
+var (
+	Modes    = []Mode{{"off", "snat"}, {"off", "dsr"}}
+	AllModes = append([]Mode{{"native", "snat"}, {"generic", "snat"}}, Modes...)
+)
 
 // SNATModes are those for what has nothing to do with how other nodes' backends answer.
 func SNATModes() (modes []Mode) {
@@ -87,6 +90,9 @@ func New(t netns.T, mode Mode, flags ...string) *Lab {
 	l := &Lab{T: t, Client: nodes[0].Outside.NS, A: nodes[0], B: nodes[1], Mode: mode, wire: "nodes"}
 	l.RouteTo(l.A)
 	for _, n := range nodes {
+		if mode.XDP != "off" {
+			nodes[0].Outside.Wire(t, n.Node)
+		}
 		n.Flags = append([]string{"--xdp", mode.XDP, "--node-port-mode", mode.NodePort}, flags...)
 		n.Up()
 		t.Cleanup(func() {
