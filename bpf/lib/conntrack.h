@@ -69,10 +69,11 @@ ALWAYS struct ct_entry *ct_find(struct pkt *p)
 	/* An answer heard elsewhere may have moved it between the two looks. */
 	if (!e && !tcp_opens(p))
 		e = bpf_map_lookup_elem(&mooring_ct, &key);
-	if (e && high != !!(e->flags & CT_F_INITIATOR_HIGH))
+	p->flags &= ~(PKT_REPLY | PKT_NO_FLOW);
+	if (!e)
+		p->flags |= PKT_NO_FLOW;
+	else if (high != !!(e->flags & CT_F_INITIATOR_HIGH))
 		p->flags |= PKT_REPLY;
-	else
-		p->flags &= ~PKT_REPLY;
 	return e;
 }
 
@@ -305,9 +306,10 @@ ALWAYS int ct_take_over(struct ct_entry *e, const struct ct_entry *next)
 /*
  * Put the draft into the table. What an earlier flow left under the key is taken
  * over: callers have made sure that no live flow is there, except that for a
- * moment the last one may still be on its way out.
+ * moment the last one may still be on its way out. Absent: they have just looked,
+ * and found nothing at all.
  */
-ALWAYS int ct_put(struct ct_draft *d)
+ALWAYS int ct_put(struct ct_draft *d, int absent)
 {
 	/* A pod's own live socket vouches for its flow; of others it is not known who made them up. */
 	int direct = d->entry.cookie[0] && ct_live_entries() < ct_direct_limit;
@@ -318,7 +320,7 @@ ALWAYS int ct_put(struct ct_draft *d)
 	if (!direct)
 		d->entry.flags |= CT_F_EMBRYONIC;
 	for (int i = 0; i < CT_PATIENCE; i++) {
-		if (!direct || i) {
+		if ((!direct && !absent) || i) {
 			e = ct_at(&d->key);
 			if (e) {
 				if (ct_take_over(e, &d->entry)) {
@@ -409,7 +411,7 @@ RARELY int ct_create(struct pkt *p)
 	/* Picked up in the middle: after a flush, an eviction, or a start on a running node. */
 	if (p->proto == IPPROTO_TCP && !tcp_opens(p))
 		e->state = CT_ESTABLISHED;
-	ret = ct_put(d);
+	ret = ct_put(d, p->flags & PKT_NO_FLOW);
 	if (!ret && (p->flags & PKT_OWNER_DYING))
 		ct_stillborn(d);
 	if (!ret && monitored())

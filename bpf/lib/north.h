@@ -117,7 +117,7 @@ ALWAYS int north_remember(struct pkt *p, const struct north_way *w)
 	}
 	if (p->proto == IPPROTO_TCP && !tcp_opens(p))
 		e->state = CT_ESTABLISHED;
-	return ct_put(d);
+	return ct_put(d, 0);
 }
 
 /* A new flow from outside: choose a backend, and remember the choice. */

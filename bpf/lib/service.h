@@ -52,7 +52,7 @@ ALWAYS int svc_remember(struct pkt *p, const struct backend *b)
 	e->service = p->service;
 	e->endpoint[0] = p->from_id;
 	e->flags = p->from_id ? CT_F_EGRESS : 0;
-	return ct_put(d);
+	return ct_put(d, p->flags & PKT_NO_SVC);
 }
 
 /* A new flow through a frontend: choose a backend and remember the choice. */
@@ -89,6 +89,8 @@ RARELY int svc_open(struct pkt *p)
 	}
 	return -DROP_TUPLE_COLLISION;
 chosen:
+	if (!taken)
+		p->flags |= PKT_NO_FLOW;
 	p->backend_generation = b->generation;
 	p->service = s->id;
 	svc_remember_affinity(s, p, &p->src);
@@ -151,9 +153,17 @@ ALWAYS int svc_continue(struct pkt *p)
 {
 	struct ct_entry *e, *flow;
 	struct ct_key key;
+	__u16 first;
 
+	/* For its socket nobody has decided before. */
+	first = p->flags & PKT_FIRST;
+	p->flags &= ~PKT_FIRST;
+	if (first && (p->flags & PKT_OPENS))
+		return 0;
 	ct_svc_key(&key, p);
 	e = ct_at(&key);
+	if (!e)
+		p->flags |= PKT_NO_SVC;
 	if (!e || !backend_of(e->backend, e->backend_generation))
 		return 0;
 	if (p->cookie && e->cookie[0] != p->cookie)
@@ -185,7 +195,7 @@ RARELY int svc_decide(ctx_t *ctx, struct pkt *p)
 		return svc_find(&p->dst, 0, 0) ? -DROP_PROTOCOL : NEXT;
 	if (svc_continue(p))
 		return NEXT;
-	if (!svc_find(&p->dst, p->dport, p->proto)) {
+	if (!(p->flags & PKT_OPENS) && !svc_find(&p->dst, p->dport, p->proto)) {
 		if (!svc_find(&p->dst, 0, 0))
 			return NEXT;
 		return -DROP_NO_PORT;
@@ -195,6 +205,21 @@ RARELY int svc_decide(ctx_t *ctx, struct pkt *p)
 	if (p->proto == IPPROTO_TCP && ((p->tcp_flags & TCP_RST) || (p->flags & (PKT_OWNER_DYING | PKT_AFTER_OWNER))))
 		return -DROP_NO_FLOW;
 	return svc_open(p);
+}
+
+/*
+ * Find the flow of what a pod sends. The first packet of a connection, or of its
+ * socket, needs no look where it goes to a frontend: a flow that has its name is
+ * another's, from before the service was there.
+ */
+ALWAYS int svc_lookup(struct pkt *p)
+{
+	if ((tcp_opens(p) || ((p->flags & PKT_FIRST) && p->proto == IPPROTO_UDP)) && svc_find(&p->dst, p->dport, p->proto)) {
+		p->flags |= PKT_OPENS;
+		p->flow = NULL;
+		return NEXT;
+	}
+	return ct_lookup(p);
 }
 
 /* Whether the packet is for a service now. */
@@ -223,6 +248,7 @@ ALWAYS int svc_translate(ctx_t *ctx, struct pkt *p)
 {
 	struct backend *b;
 	struct addr addr;
+	__u16 absent;
 	__be16 port;
 	int ret;
 
@@ -234,11 +260,15 @@ ALWAYS int svc_translate(ctx_t *ctx, struct pkt *p)
 	if (p->flags & PKT_OWNER_DYING) {
 		ret = socket_last_words(ctx, p);
 		p->flow = NULL;
+		p->flags &= ~PKT_NO_FLOW;
 		if (ret)
 			return ret < 0 ? ret : NEXT;
 	}
+	absent = p->flags & PKT_NO_FLOW;
+	p->flags &= ~PKT_NO_FLOW;
 	ret = svc_decide(ctx, p);
 	if (ret || !p->service) {
+		p->flags |= absent;
 		p->flow = NULL;
 		return ret;
 	}
@@ -250,7 +280,10 @@ ALWAYS int svc_translate(ctx_t *ctx, struct pkt *p)
 	ret = svc_rewrite(ctx, p, &addr, port);
 	if (ret)
 		return ret;
-	ct_lookup(p);
+	p->flow = NULL;
+	/* Which svc_open() looks for, too. */
+	if (!(p->flags & PKT_NO_FLOW))
+		ct_lookup(p);
 	/* Left by an earlier flow on these ports: made again with today's names, and for today's socket. */
 	if (p->flow && (p->flow->service != p->service || p->flow->nat_port != p->sent_dport ||
 			(p->cookie && p->flow->cookie[0] && p->flow->cookie[0] != p->cookie))) {

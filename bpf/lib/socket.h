@@ -201,8 +201,10 @@ RARELY int socket_claim(ctx_t *ctx, struct pkt *p)
 		p->flags |= PKT_OWNER_DYING;
 		return NEXT;
 	}
-	if (!s->cookie)
+	if (!s->cookie) {
 		s->cookie = bpf_get_socket_cookie(ctx);
+		p->flags |= PKT_FIRST;
+	}
 	if (hook_mode != HOOK_OFF)
 		p->cookie = s->cookie;
 	if (p->proto == IPPROTO_TCP || sk->dst_port)
