@@ -16,7 +16,7 @@ import (
 // A NetworkPolicy knows a client from outside by its address, however the client
 // came to the pod.
 func TestNetworkPolicyJudgesClientsFromOutside(t *testing.T) {
-	eachOf(t, SNATModes(), []modeTest{
+	eachOf(t, AllModes, []modeTest{
 		{"an ipBlock lets its clients in and nobody else", ipBlock},
 		{"an ipBlock's except keeps a client out", ipBlockExcept},
 		{"what was let in is stopped when the policy changes", policyStopsFlows},
