@@ -52,6 +52,18 @@ ALWAYS void ct_svc_key(struct ct_key *k, const struct pkt *p)
 	k->pad = 0;
 }
 
+/* The same of a packet that may have been translated since. */
+ALWAYS void ct_sent_svc_key(struct ct_key *k, const struct pkt *p)
+{
+	k->addr[0] = p->sent_src;
+	k->addr[1] = p->sent_dst;
+	k->port[0] = p->sent_sport;
+	k->port[1] = p->sent_dport;
+	k->proto = p->proto;
+	k->type = CT_SVC;
+	k->pad = 0;
+}
+
 /* A SYN on any but a new entry is another connection on the same ports. */
 ALWAYS int tcp_opens(const struct pkt *p)
 {

@@ -282,13 +282,7 @@ RARELY int north_settle(struct pkt *p)
 
 	if (!p)
 		return 0;
-	key.addr[0] = p->sent_src;
-	key.addr[1] = p->sent_dst;
-	key.port[0] = p->sent_sport;
-	key.port[1] = p->sent_dport;
-	key.proto = p->proto;
-	key.type = CT_SVC;
-	key.pad = 0;
+	ct_sent_svc_key(&key, p);
 	e = ct_at(&key);
 	if (e) {
 		e->policy = p->generation;

@@ -124,13 +124,7 @@ RARELY int svc_withdraw(struct pkt *p)
 
 	if (!p)
 		return 0;
-	key.addr[0] = p->sent_src;
-	key.addr[1] = p->sent_dst;
-	key.port[0] = p->sent_sport;
-	key.port[1] = p->sent_dport;
-	key.proto = p->proto;
-	key.type = CT_SVC;
-	key.pad = 0;
+	ct_sent_svc_key(&key, p);
 	e = ct_at(&key);
 	if (!e)
 		return 0;
