@@ -299,6 +299,9 @@ func reusedPortChoosesAnew(t *testing.T, n *scenario.Node, served []*Served) {
 	}
 }
 
+// fixedPort is below those that the kernel gives out: of those any may be in TIME_WAIT.
+const fixedPort = 21000
+
 // fromPort makes a flow from a port that the last one has just left. Of one that fails
 // the witnesses tell while its socket is still there.
 func fromPort(network string, port uint16, witnesses ...func(port uint16) string) error {
@@ -354,7 +357,7 @@ func socketsThatShareAPortTakeTheirEntriesAlong(t *testing.T, n *scenario.Node) 
 				if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
 					return err
 				}
-				if err := unix.Bind(fd, sockaddr(netip.IPv4Unspecified(), 41000+port)); err != nil {
+				if err := unix.Bind(fd, sockaddr(netip.IPv4Unspecified(), fixedPort+1+port)); err != nil {
 					return err
 				}
 				// Connected, or the answer would be any sharer's.

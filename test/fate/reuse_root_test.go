@@ -267,7 +267,7 @@ func spread(t *testing.T, n *scenario.Node, served []*Served, network string, co
 	before := asked()
 	err := n.Pod("client").Do(func() error {
 		for range count {
-			if err := fromPort(network, 40000); err != nil {
+			if err := fromPort(network, fixedPort); err != nil {
 				return err
 			}
 		}
