@@ -61,6 +61,7 @@ const (
 	endpointVarPolicyEnforced       = "policy_enforced"
 	endpointVarSnatPortFirst        = "snat_port_first"
 	endpointVarSnatPorts            = "snat_ports"
+	endpointVarUnnamedAcks          = "unnamed_acks"
 )
 
 // loadEndpoint returns the embedded CollectionSpec for endpoint.
@@ -162,6 +163,7 @@ type endpointVariableSpecs struct {
 	PolicyEnforced   *ebpf.VariableSpec `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
+	UnnamedAcks      *ebpf.VariableSpec `ebpf:"unnamed_acks"`
 }
 
 // endpointObjects contains all objects after they have been loaded into the kernel.
@@ -272,6 +274,7 @@ type endpointVariables struct {
 	PolicyEnforced   *ebpf.Variable `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
+	UnnamedAcks      *ebpf.Variable `ebpf:"unnamed_acks"`
 }
 
 // endpointPrograms contains all programs after they have been loaded into the kernel.

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 )
 
@@ -37,6 +38,17 @@ func (h Hook) mode() uint8 {
 		return uint8(abiHookModeHOOK_TRACEPOINT)
 	}
 	return uint8(abiHookModeHOOK_OFF)
+}
+
+// UnnamedACKs says whether what a mini-socket sends over IPv6 comes without a socket, as
+// it does before Linux 6.13, where nothing but time ends what it would make: with
+// trampolines the entry is there as long as the mini-socket.
+func (h Hook) UnnamedACKs() bool {
+	if h.Mode != HookTracepoint {
+		return false
+	}
+	version, err := features.LinuxVersionCode()
+	return err == nil && version < 6<<16|13<<8
 }
 
 // hookPrograms are those of sock.c that a mode attaches.

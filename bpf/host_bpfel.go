@@ -70,6 +70,7 @@ const (
 	hostVarPolicyEnforced       = "policy_enforced"
 	hostVarSnatPortFirst        = "snat_port_first"
 	hostVarSnatPorts            = "snat_ports"
+	hostVarUnnamedAcks          = "unnamed_acks"
 )
 
 // loadHost returns the embedded CollectionSpec for host.
@@ -180,6 +181,7 @@ type hostVariableSpecs struct {
 	PolicyEnforced   *ebpf.VariableSpec `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
+	UnnamedAcks      *ebpf.VariableSpec `ebpf:"unnamed_acks"`
 }
 
 // hostObjects contains all objects after they have been loaded into the kernel.
@@ -289,6 +291,7 @@ type hostVariables struct {
 	PolicyEnforced   *ebpf.Variable `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
+	UnnamedAcks      *ebpf.Variable `ebpf:"unnamed_acks"`
 }
 
 // hostPrograms contains all programs after they have been loaded into the kernel.

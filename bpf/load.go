@@ -175,6 +175,10 @@ func (d *Datapath) configure(spec *ebpf.CollectionSpec, opts Options) error {
 	if opts.DSR {
 		dsr = 1
 	}
+	unnamed := uint8(0)
+	if d.Hook.UnnamedACKs() {
+		unnamed = 1
+	}
 	snat := opts.SNATPorts
 	if snat.First == 0 {
 		snat = defaultSNATPorts
@@ -184,6 +188,7 @@ func (d *Datapath) configure(spec *ebpf.CollectionSpec, opts Options) error {
 		"dsr_mode":           dsr,
 		"jiffies_per_second": d.JiffiesPerSecond,
 		"hook_mode":          d.Hook.mode(),
+		"unnamed_acks":       unnamed,
 		"ct_direct_limit":    uint64(d.CT.MaxEntries() / 2),
 		"cache_decisions":    cache,
 		"snat_port_first":    snat.First,

@@ -64,6 +64,7 @@ const (
 	northVarPolicyEnforced       = "policy_enforced"
 	northVarSnatPortFirst        = "snat_port_first"
 	northVarSnatPorts            = "snat_ports"
+	northVarUnnamedAcks          = "unnamed_acks"
 )
 
 // loadNorth returns the embedded CollectionSpec for north.
@@ -168,6 +169,7 @@ type northVariableSpecs struct {
 	PolicyEnforced   *ebpf.VariableSpec `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
+	UnnamedAcks      *ebpf.VariableSpec `ebpf:"unnamed_acks"`
 }
 
 // northObjects contains all objects after they have been loaded into the kernel.
@@ -283,6 +285,7 @@ type northVariables struct {
 	PolicyEnforced   *ebpf.Variable `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
+	UnnamedAcks      *ebpf.Variable `ebpf:"unnamed_acks"`
 }
 
 // northPrograms contains all programs after they have been loaded into the kernel.

@@ -64,6 +64,7 @@ const (
 	sockVarRollCall             = "roll_call"
 	sockVarSnatPortFirst        = "snat_port_first"
 	sockVarSnatPorts            = "snat_ports"
+	sockVarUnnamedAcks          = "unnamed_acks"
 )
 
 // loadSock returns the embedded CollectionSpec for sock.
@@ -168,6 +169,7 @@ type sockVariableSpecs struct {
 	RollCall         *ebpf.VariableSpec `ebpf:"roll_call"`
 	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
+	UnnamedAcks      *ebpf.VariableSpec `ebpf:"unnamed_acks"`
 }
 
 // sockObjects contains all objects after they have been loaded into the kernel.
@@ -271,6 +273,7 @@ type sockVariables struct {
 	RollCall         *ebpf.Variable `ebpf:"roll_call"`
 	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
+	UnnamedAcks      *ebpf.Variable `ebpf:"unnamed_acks"`
 }
 
 // sockPrograms contains all programs after they have been loaded into the kernel.

@@ -59,6 +59,7 @@ const (
 	sweepVarPolicyEnforced       = "policy_enforced"
 	sweepVarSnatPortFirst        = "snat_port_first"
 	sweepVarSnatPorts            = "snat_ports"
+	sweepVarUnnamedAcks          = "unnamed_acks"
 )
 
 // loadSweep returns the embedded CollectionSpec for sweep.
@@ -158,6 +159,7 @@ type sweepVariableSpecs struct {
 	PolicyEnforced   *ebpf.VariableSpec `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
+	UnnamedAcks      *ebpf.VariableSpec `ebpf:"unnamed_acks"`
 }
 
 // sweepObjects contains all objects after they have been loaded into the kernel.
@@ -262,6 +264,7 @@ type sweepVariables struct {
 	PolicyEnforced   *ebpf.Variable `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
+	UnnamedAcks      *ebpf.Variable `ebpf:"unnamed_acks"`
 }
 
 // sweepPrograms contains all programs after they have been loaded into the kernel.

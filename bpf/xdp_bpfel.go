@@ -62,6 +62,7 @@ const (
 	xdpVarPolicyEnforced       = "policy_enforced"
 	xdpVarSnatPortFirst        = "snat_port_first"
 	xdpVarSnatPorts            = "snat_ports"
+	xdpVarUnnamedAcks          = "unnamed_acks"
 	xdpVarWireMac              = "wire_mac"
 )
 
@@ -165,6 +166,7 @@ type xdpVariableSpecs struct {
 	PolicyEnforced   *ebpf.VariableSpec `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
+	UnnamedAcks      *ebpf.VariableSpec `ebpf:"unnamed_acks"`
 	WireMac          *ebpf.VariableSpec `ebpf:"wire_mac"`
 }
 
@@ -279,6 +281,7 @@ type xdpVariables struct {
 	PolicyEnforced   *ebpf.Variable `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
+	UnnamedAcks      *ebpf.Variable `ebpf:"unnamed_acks"`
 	WireMac          *ebpf.Variable `ebpf:"wire_mac"`
 }
 

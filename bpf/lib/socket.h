@@ -161,6 +161,22 @@ ALWAYS int socket_forward(ctx_t *ctx, struct pkt *p)
 }
 
 /*
+ * What a kernel before 6.13 says for a mini-socket over IPv6 comes without a socket. By
+ * then the entry may be gone with the socket before it, and nobody would own the next.
+ * Of what pods forward, the ACK that finds no entry is left to the next data to make it.
+ */
+ALWAYS int socket_unnamed(ctx_t *ctx, const struct pkt *p)
+{
+	struct tcphdr *tcp;
+
+	if (!unnamed_acks || !p->v6 || p->proto != IPPROTO_TCP || (p->flags & (PKT_FIRST_FRAGMENT | PKT_LATER_FRAGMENT)) ||
+	    (p->tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) != TCP_ACK)
+		return 0;
+	tcp = pkt_at(ctx, p->l4, sizeof(*tcp));
+	return tcp && p->l4 + tcp->doff * 4u == p->len;
+}
+
+/*
  * Whose packet it is. Only the packet's own socket counts: the kernel's control
  * sockets, request sockets, and sockets that have lost their port send for others.
  */
@@ -169,8 +185,13 @@ RARELY int socket_claim(ctx_t *ctx, struct pkt *p)
 	struct socket_state *s;
 	struct bpf_sock *sk = ctx->sk;
 
-	if (!p || !sk)
+	if (!p)
 		return NEXT;
+	if (!sk) {
+		if (socket_unnamed(ctx, p))
+			p->flags |= PKT_AFTER_OWNER;
+		return NEXT;
+	}
 	if (p->proto == IPPROTO_TCP && sk->state == SK_TIME_WAIT)
 		p->flags |= PKT_AFTER_OWNER;
 	sk = bpf_sk_fullsock(sk);

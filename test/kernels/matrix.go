@@ -99,6 +99,7 @@ var Jobs = []Job{
 		Kernels: []string{"5.10", "6.1", "6.12", "newest"}},
 	{Package: "./bpf", Run: "^TestEveryProgramLoads$"},
 	{Package: "./test/reachability", Run: "^TestProgramsAgreeWithTheReference$"},
+	{Name: "unnamed", Package: "./test/packet", Run: "^TestAnACKWithoutASocket$", Kernels: []string{"6.1", "6.12"}},
 }
 
 // ends are the ways in which most flows end, and TIME_WAIT after them.
