@@ -30,6 +30,9 @@ static __noinline int wire_parse(ctx_t *ctx, struct pkt *p)
 	ret = pkt_parse(ctx, p);
 	if (ret == -DROP_VLAN_TAG || ret == -DROP_ETHERTYPE)
 		return TO_STACK;
+	/* The node's own servers get it when its first has come: the stack waits for that. */
+	if (ret == -DROP_FRAGMENT_UNKNOWN && north_own_address(&p->dst))
+		return TO_STACK;
 	return ret >= 0 || addr_zero(&p->dst) || wire_concerns(p) ? ret : TO_STACK;
 }
 

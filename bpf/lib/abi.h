@@ -381,7 +381,7 @@ enum ct_stat {
 	CT_STAT_EBUSY,			/* of the failures above, by errno: before 6.15 */
 	CT_STAT_EDEADLK,		/* and since */
 	CT_STAT_ETIMEDOUT,
-	CT_STAT_TAKEN_OVER,		/* of those created: in the place of a flow that was over */
+	CT_STAT_TAKEN_OVER,		/* another flow has the tuple: in the place of one that was over, or without an entry */
 	CT_STAT_PROMOTED,		/* from mooring_ct_embryonic to mooring_ct */
 	CT_STAT_NO_STORAGE,		/* a live socket whose storage the kernel refused: timers end its flow */
 	CT_STAT_CROWDS,			/* sockets with crowds that have ended */

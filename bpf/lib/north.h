@@ -324,6 +324,7 @@ ALWAYS int north_forward(ctx_t *ctx, struct pkt *p, struct north_way *w)
 	ret = way_take(ctx, p, w);
 	if (ret)
 		return ret;
+	w->ifindex = ctx_ifindex(ctx);
 	if (!known) {
 		ret = north_account(p, w);
 		if (ret)
@@ -388,18 +389,80 @@ ALWAYS int north_told(ctx_t *ctx, struct pkt *p)
 	return policy_check(p) ?: ct_commit(p) ?: forward(ctx, p);
 }
 
+/* Whether its sender begins something with it, as far as one packet can tell. */
+ALWAYS int north_begins(const struct pkt *p)
+{
+	return p->proto == IPPROTO_UDP || tcp_opens(p);
+}
+
+/* A device may be part of another that is an uplink, too: what was translated at the one comes by the other. */
+ALWAYS int north_came_before(ctx_t *ctx, const struct pkt *p, const struct north_way *w)
+{
+	return w->ifindex && w->ifindex != ctx_ifindex(ctx) && w->from_port == p->sport && w->to_port == p->dport &&
+	       addr_eq(&w->from, &p->src) && addr_eq(&w->to, &p->dst);
+}
+
+/*
+ * Whether a packet to a backend itself, on the ports of a flow that went through a frontend,
+ * says that nobody goes through that any more. A connection that may live is TCP's to judge: its
+ * server asks back under its name (RFC 9293, 3.10.7.4), and who knows of none resets it. Of
+ * a datagram to a backend that was told of a frontend only the other node knows whether it is through that.
+ */
+ALWAYS int north_supersedes(const struct pkt *p, const struct ct_entry *e)
+{
+	__u32 flags = *(volatile __u32 *)&e->flags;
+
+	/* Who is not outside does not say so from there. */
+	if (addr_zero(&e->nat) || (flags & CT_F_EGRESS) || !north_begins(p))
+		return 0;
+	if (p->proto == IPPROTO_UDP)
+		return !(flags & CT_F_DSR);
+	return flow_over(e) || (e->state == CT_NEW && !(flags & CT_F_DSR));
+}
+
+/* What such a flow left would give the answers the frontend's name: it goes. */
+RARELY int north_supersede(struct pkt *p)
+{
+	struct ct_entry *e;
+	struct ct_key key;
+	__u32 life;
+	int n;
+
+	if (!p)
+		return 0;
+	ct_flow_key(&key, &p->src, p->sport, &p->dst, p->dport, p->proto);
+	e = ct_at(&key);
+	if (!e)
+		return 0;
+	/* Read before the rest: who takes it over changes it first. */
+	life = *(volatile __u32 *)&e->life;
+	if (!north_supersedes(p, e) || (!(e->flags & CT_F_INGRESS) && !north_own_address(&p->dst)))
+		return 0;
+	n = ct_end_decision(&key, e);
+	n += ct_claim(e, life) && ct_delete_claimed(&key, e);
+	ct_count_by(CT_STAT_TAKEN_OVER, n);
+	return 0;
+}
+
 /* What is not to a frontend: an answer to a pod's flow through one, or to a client that this node stands in for. */
 ALWAYS int north_backward(ctx_t *ctx, struct pkt *p, struct north_way *w)
 {
 	struct ct_entry *e;
 	int ret;
 
-	if (!north_awaited(p))
+	if (!north_awaited(p) && !(north_begins(p) && north_own_address(&p->dst)))
 		return TO_STACK;
-	ct_lookup(p);
-	e = p->flow;
+	e = ct_find(p);
 	if (!e)
 		return TO_STACK;
+	if (!(p->flags & PKT_REPLY) && north_supersedes(p, e)) {
+		if (!north_came_before(ctx, p, w))
+			north_supersede(p);
+		return TO_STACK;
+	}
+	if (ct_anew(e, p))
+		return TO_STACK;
+	p->flow = e;
 	if ((e->flags & CT_F_DSR) && !(p->flags & PKT_REPLY))
 		return north_told(ctx, p);
 	if (!north_answer(p, w) || !hop_left(ctx, p))

@@ -358,6 +358,9 @@ RARELY int socket_remember(ctx_t *ctx, struct pkt *p)
 		return 0;
 	if (p->flags & (PKT_FIRST_FRAGMENT | PKT_LATER_FRAGMENT))
 		return 0;
+	/* A client outside may leave the frontend out from one datagram to the next (north.h), of which the socket hears nothing. */
+	if (p->proto == IPPROTO_UDP && c->renamed)
+		return 0;
 	addr = p->sent_src;
 	from = bpf_map_lookup_elem(&mooring_endpoints, &addr);
 	if (!from)

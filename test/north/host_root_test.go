@@ -6,6 +6,7 @@ package north
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/mooring-cni/mooring/test/packet"
@@ -20,6 +21,7 @@ func TestProcessesOfTheNodesAreBackends(t *testing.T) {
 		{"fragments", func(t *testing.T, l *Lab) { l.Hosts(); l.fragments(t, "a-host") }},
 		{"nobody listens", func(t *testing.T, l *Lab) { l.nobodyListens(t, "a-host") }},
 		{"the node's own servers", ownServers},
+		{"fragments that overtake their first", ownServersGetFragments},
 		{"no hop is left", noHopLeftForHost},
 		{"pods ask it", func(t *testing.T, l *Lab) {
 			l.Hosts()
@@ -93,5 +95,19 @@ func noHopLeftForHost(t *testing.T, l *Lab) {
 		p.TTL = 1
 		l.forge(t, p)
 		receive(t, c, "last hop "+f.String())
+	}
+}
+
+// ownServersGetFragments: what is for the node's own server is the stack's to put together, in any order.
+func ownServersGetFragments(t *testing.T, l *Lab) {
+	l.Hosts()
+	l.Service(Spec{Pods: []string{"a-1"}})
+	for family, addr := range []netip.Addr{l.A.IP, l.A.IP6} {
+		c, client := l.listener(t, family)
+		text := string(Payload(family, 3000))
+		parts := packet.Datagram(client, netip.AddrPortFrom(addr, UDPTarget), text).Fragments(0x4243, 1000)
+		slices.Reverse(parts)
+		l.forge(t, parts...)
+		receive(t, c, text)
 	}
 }

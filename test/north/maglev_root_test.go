@@ -23,12 +23,7 @@ func (l *Lab) ten() (names []string) {
 
 // askFromPort asks by UDP from a port of the client's own.
 func (l *Lab) askFromPort(f Frontend, port uint16, payload []byte) (a Answer, err error) {
-	var c net.Conn
-	err = l.Client.Do(func() error {
-		d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(l.ClientFor(f), port))}
-		c, err = d.Dial("udp", f.Address.String())
-		return err
-	})
+	c, err := l.dialFrom(netip.AddrPortFrom(l.ClientFor(f), port), f)
 	if err != nil {
 		return a, err
 	}

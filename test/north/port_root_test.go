@@ -24,24 +24,33 @@ func TestOnePortAsksSeveralFrontends(t *testing.T) {
 	})
 }
 
+// ownPort is one of the client's that no socket gets by itself and no node stands in
+// by: below the ephemeral ones, and above those that nodes have for clients.
+func ownPort(n int) uint16 { return uint16(30000 + n) }
+
+// dialFrom is Dial from a port of the client.
+func (l *Lab) dialFrom(from netip.AddrPort, f Frontend) (c net.Conn, err error) {
+	d := net.Dialer{Timeout: Patience, LocalAddr: net.TCPAddrFromAddrPort(from), Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+	}}
+	if f.Network == "udp" {
+		d.LocalAddr = net.UDPAddrFromAddrPort(from)
+	}
+	err = l.Client.Do(func() error {
+		c, err = d.Dial(f.Network, f.Address.String())
+		return err
+	})
+	return c, err
+}
+
 func (l *Lab) onePort(t *testing.T, backend string) {
 	l.Service(Spec{Pods: []string{backend}})
 	l.flush()
 	var open []net.Conn
 	for _, f := range l.Frontends() {
-		port := uint16(40000 + 10*len(backend))
+		port := ownPort(100 + len(backend))
 		from := netip.AddrPortFrom(l.ClientFor(f), port)
-		d := net.Dialer{Timeout: Patience, LocalAddr: net.TCPAddrFromAddrPort(from), Control: func(_, _ string, c syscall.RawConn) error {
-			return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
-		}}
-		if f.Network == "udp" {
-			d.LocalAddr = net.UDPAddrFromAddrPort(from)
-		}
-		var c net.Conn
-		err := l.Client.Do(func() (err error) {
-			c, err = d.Dial(f.Network, f.Address.String())
-			return err
-		})
+		c, err := l.dialFrom(from, f)
 		if err != nil {
 			t.Errorf("%s from port %d: %v", f, port, err)
 			continue

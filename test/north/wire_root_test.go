@@ -241,14 +241,15 @@ func (l *Lab) listener(t *testing.T, family int) (net.PacketConn, netip.AddrPort
 	return c, netip.MustParseAddrPort(c.LocalAddr().String())
 }
 
-func receive(t *testing.T, c net.PacketConn, want string) {
+func receive(t *testing.T, c net.PacketConn, want string) (from netip.AddrPort) {
 	t.Helper()
 	c.SetReadDeadline(time.Now().Add(Patience))
 	buffer := make([]byte, 1<<16)
-	n, _, err := c.ReadFrom(buffer)
+	n, source, err := c.ReadFrom(buffer)
 	if err != nil || !strings.HasSuffix(string(buffer[:n]), want) {
 		t.Fatalf("the client got %q, %v, want %q", buffer[:n], err, want)
 	}
+	return source.(*net.UDPAddr).AddrPort()
 }
 
 // RFC 768: a checksum of zero says that there is none, on both sides of a translation.
