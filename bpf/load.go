@@ -279,25 +279,29 @@ func (d *Datapath) RunSweep(s *Sweep) error {
 }
 
 // Bury deletes the entries of ended sockets whose grace is over and returns how
-// many they were. One caller at a time.
-func (d *Datapath) Bury() (int, error) {
-	var total int
+// many they were, and whether others wait. One caller at a time.
+func (d *Datapath) Bury() (total int, waiting bool, err error) {
 	frame := make([]byte, 64) // nobody reads it
 	for {
-		deleted, err := d.bury.Run(&ebpf.RunOptions{Data: frame})
+		result, err := d.bury.Run(&ebpf.RunOptions{Data: frame})
 		if err != nil {
-			return total, fmt.Errorf("delete entries of ended sockets: %w", err)
+			return total, false, fmt.Errorf("delete entries of ended sockets: %w", err)
 		}
+		deleted := result &^ buryAgain
 		total += int(deleted)
 		if deleted < burials {
-			return total, nil
+			return total, result&buryAgain != 0, nil
 		}
 	}
 }
 
-// burials is when one run has surely not seen all: sweep.c's BURIALS, of which
-// each may have deleted a flow's two entries.
-const burials = 4096
+const (
+	// burials is when one run has surely not seen all: sweep.c's BURIALS, of which
+	// each may have deleted a flow's two entries.
+	burials = 4096
+	// buryAgain is sweep.c's BURY_AGAIN.
+	buryAgain = 1 << 30
+)
 
 // Invalidate voids every decision that sockets have cached: their next packets
 // are decided by the tables again. It follows every change that makes a decision

@@ -21,7 +21,7 @@ func TestEveryProgramLoads(t *testing.T) {
 	if _, _, err := d.RollCall([]string{filepath.Join(t.TempDir(), "unseen", "pod")}); err == nil {
 		t.Error("namespaces whose directory is not there pass for gone")
 	}
-	if _, err := d.Bury(); err != nil {
+	if _, _, err := d.Bury(); err != nil {
 		t.Error(err)
 	}
 	driver, err := d.LoadXDP(XDPOptions{MAC: [6]byte{2, 0, 0, 0, 0, 1}})

@@ -4,6 +4,7 @@
 #define MOORING_TRACING_H
 
 #include "entry.h"
+#include "bury.h"
 #include <bpf/bpf_tracing.h>
 #include <bpf/bpf_core_read.h>
 
@@ -97,6 +98,8 @@ ALWAYS void socket_end(struct socket_state *s, enum release how)
 		bpf_map_update_elem(&mooring_crowds, &cookie, &now, BPF_ANY);
 		ct_count(CT_STAT_CROWDS);
 	}
+	if (how == RELEASE_GRACE)
+		bury_others();
 }
 
 ALWAYS void socket_enters_timewait(struct socket_state *s)

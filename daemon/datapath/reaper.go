@@ -24,9 +24,15 @@ const (
 	firstInterval = 10 * time.Second
 )
 
-// What sockets leave behind is looked at so often: its grace is half a second
-// with trampolines, two with tracepoints. A look at nothing is one system call.
-const buryInterval = 250 * time.Millisecond
+// What sockets leave behind is looked at so often while there is something. Where
+// there is nothing, nothing can be due before its grace is over, GRACE_TRAMPOLINE
+// or GRACE_TRACEPOINT: a look at nothing has cold caches, and costs what a hundred
+// deletions do.
+const (
+	buryInterval       = 250 * time.Millisecond
+	buryIdle           = 500 * time.Millisecond
+	buryIdleTracepoint = 2 * time.Second
+)
 
 // An owner that no roll call has found for so long is gone. With trampolines that is
 // longer than a TIME_WAIT mini-socket lives, which owns its entry and answers none: 60
@@ -75,7 +81,7 @@ func newReaper(d *bpf.Datapath, timeouts conf.Timeouts, log *slog.Logger) *reape
 func (r *reaper) run(ctx context.Context) error {
 	timer := time.NewTimer(firstInterval)
 	defer timer.Stop()
-	bury := time.NewTicker(buryInterval)
+	bury := time.NewTimer(buryInterval)
 	defer bury.Stop()
 	last := time.Now()
 	crowds, err := r.count(bpf.StatCrowds)
@@ -87,10 +93,11 @@ func (r *reaper) run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-bury.C:
-			ended, err := r.bury(crowds)
+			ended, next, err := r.bury(crowds)
 			if err != nil {
 				return err
 			}
+			bury.Reset(next)
 			if ended == crowds {
 				continue
 			}
@@ -119,17 +126,23 @@ func (r *reaper) run(ctx context.Context) error {
 }
 
 // bury deletes what is due and returns how many sockets with crowds have ended:
-// more than before need a pass.
-func (r *reaper) bury(before uint64) (uint64, error) {
-	var crowds uint64
+// more than before need a pass; and when to look again.
+func (r *reaper) bury(before uint64) (crowds uint64, next time.Duration, err error) {
+	var waiting bool
 	took, err := timed(func() (err error) {
-		if _, err = r.bpf.Bury(); err == nil {
+		if _, waiting, err = r.bpf.Bury(); err == nil {
 			crowds, err = r.count(bpf.StatCrowds)
 		}
 		return err
 	})
 	if err != nil {
-		return 0, err
+		return 0, 0, err
+	}
+	next = buryIdle
+	if waiting {
+		next = buryInterval
+	} else if r.bpf.Hook.Mode != bpf.HookTrampoline {
+		next = buryIdleTracepoint
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -137,7 +150,7 @@ func (r *reaper) bury(before uint64) (uint64, error) {
 	if crowds != before {
 		r.crowds = true
 	}
-	return crowds, nil
+	return crowds, next, nil
 }
 
 // callRoll has live sockets confirm their entries, unless that was less than

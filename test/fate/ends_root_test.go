@@ -61,7 +61,7 @@ func everyEnd(t *testing.T, hook, cgroup string) {
 	var buried sync.WaitGroup
 	buried.Go(func() {
 		for tick := time.NewTicker(250 * time.Millisecond); burying.Err() == nil; <-tick.C {
-			if _, err := n.Bury(); err != nil {
+			if _, _, err := n.Bury(); err != nil {
 				t.Error(err)
 				return
 			}

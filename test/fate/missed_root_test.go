@@ -82,6 +82,54 @@ func TestSocketsWhoseEndIsNotHeardLeaveNothing(t *testing.T) {
 	}
 }
 
+// TestWhoEndsBuriesWhoEndedBefore has nobody who takes out what sockets left: others' ends do.
+func TestWhoEndsBuriesWhoEndedBefore(t *testing.T) {
+	cgroup := netns.NewCgroup(t, "node")
+	n := packet.NewNode(t, packet.Options{MaxEntries: 4096, Hook: bpf.HookAuto, Cgroup: cgroup.Path})
+	cgroup.Enter(t)
+	if n.Hook.Mode == bpf.HookOff {
+		t.Fatalf("no hook: %s", n.Hook.Reason)
+	}
+	client, server := n.Pod(t), n.Pod(t)
+	Serve(t, server.NS)
+	n.Service(t, packet.UDP, netip.AddrPortFrom(vips[0], UDPPort), server.At(false, 5353))
+	one := func() {
+		if err := client.Do(func() error { return One(ConnectedUDP, vips[0]) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const count = 20
+	for range count {
+		one()
+	}
+	first := n.Entries(t)
+	if len(first) == 0 {
+		t.Fatalf("no entry is there of %d flows that have just ended", count)
+	}
+	left := func() (left int) {
+		now := n.Entries(t)
+		for k, e := range first {
+			// Not one that another flow has taken over.
+			if later, there := now[k]; there && later.Life == e.Life {
+				left++
+			}
+		}
+		return left
+	}
+	// Without others they stay, however long their grace is over.
+	time.Sleep(2500 * time.Millisecond)
+	if left := left(); left != len(first) {
+		t.Fatalf("%d of %d entries are left though nothing has ended since", left, len(first))
+	}
+	// Each takes out two.
+	for range count/2 + 1 {
+		one()
+	}
+	if left := left(); left != 0 {
+		t.Errorf("%d of %d entries are left", left, len(first))
+	}
+}
+
 // timeWaitHasCookie tells whether this kernel's mini-sockets are the sockets of what
 // they send.
 func timeWaitHasCookie(t *testing.T) bool {

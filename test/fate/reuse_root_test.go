@@ -56,7 +56,7 @@ func TestTuplesAreReusedUnderTheReaper(t *testing.T) {
 	passes, missing := 0, uint64(0)
 	reaping.Go(func() {
 		for reap.Err() == nil {
-			if _, err := n.Bury(); err != nil {
+			if _, _, err := n.Bury(); err != nil {
 				t.Error(err)
 				return
 			}
