@@ -67,7 +67,7 @@ const bootLimit = 90 * time.Second
 
 func (j Job) timeout() time.Duration {
 	if j.Timeout == 0 {
-		return 2 * time.Minute
+		return 5 * time.Minute
 	}
 	return j.Timeout
 }

@@ -75,7 +75,7 @@ type Job struct {
 	Env []string
 	// Kernels limits the job; empty means every kernel that is not optional.
 	Kernels []string
-	// Timeout is the inner -test.timeout; zero means two minutes.
+	// Timeout is the inner -test.timeout; zero means five minutes, a multiple of what any takes on a quiet machine.
 	Timeout time.Duration
 	// Commands are main packages of this module, built static into /src/bin.
 	Commands []string
@@ -110,13 +110,13 @@ const ends = "^TestFate$/^(nothing_is_left_of_flows_that_ended|an_entry_shows|a_
 var Long = []Job{
 	{Package: "./test/fate", Run: "^TestEveryEndOfASocketEndsItsEntries$", Timeout: 10 * time.Minute},
 	{Package: "./test/packet", Timeout: 6 * time.Minute},
-	{Name: "ends/trampoline", Package: "./test/fate", Run: ends, Env: []string{"MOORING_HOOK=trampoline"}, Timeout: 5 * time.Minute,
+	{Name: "ends/trampoline", Package: "./test/fate", Run: ends, Env: []string{"MOORING_HOOK=trampoline"}, Timeout: 10 * time.Minute,
 		Commands: datapathCommands, Programs: datapathPrograms},
-	{Name: "ends/tracepoint", Package: "./test/fate", Run: ends, Env: []string{"MOORING_HOOK=tracepoint"}, Timeout: 5 * time.Minute,
+	{Name: "ends/tracepoint", Package: "./test/fate", Run: ends, Env: []string{"MOORING_HOOK=tracepoint"}, Timeout: 10 * time.Minute,
 		Commands: datapathCommands, Programs: datapathPrograms},
-	{Name: "fate/trampoline", Package: "./test/fate", Run: "^TestFate$", Env: []string{"MOORING_HOOK=trampoline"}, Timeout: 6 * time.Minute,
+	{Name: "fate/trampoline", Package: "./test/fate", Run: "^TestFate$", Env: []string{"MOORING_HOOK=trampoline"}, Timeout: 10 * time.Minute,
 		Commands: datapathCommands, Programs: datapathPrograms},
-	{Name: "fate/tracepoint", Package: "./test/fate", Run: "^TestFate$", Env: []string{"MOORING_HOOK=tracepoint"}, Timeout: 6 * time.Minute,
+	{Name: "fate/tracepoint", Package: "./test/fate", Run: "^TestFate$", Env: []string{"MOORING_HOOK=tracepoint"}, Timeout: 10 * time.Minute,
 		Commands: datapathCommands, Programs: datapathPrograms},
 }
 
