@@ -369,7 +369,8 @@ type abiSocketState struct {
 		ToHostMac         [6]uint8
 		Proto             uint8
 		Renamed           uint8
-		Pad               [2]uint8
+		Held              uint8
+		Pad               uint8
 		Packets           uint64
 		Bytes             uint64
 		Synced            uint64

@@ -134,7 +134,8 @@ struct socket_cache {
 	__u8 to_host_mac[6];
 	__u8 proto;
 	__u8 renamed;		/* to_src is a service's: where to_ifindex is 0 the routes say which device, and the stack is passed by */
-	__u8 pad[2];
+	__u8 held;		/* the entry is, by the socket: no timer ends it */
+	__u8 pad;
 	__u64 packets, bytes;	/* as the entry is to have them */
 	__u64 synced;		/* jiffies64 when it got them */
 };

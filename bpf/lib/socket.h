@@ -32,6 +32,20 @@ ALWAYS int socket_decision(ctx_t *ctx, struct pkt *p)
 #define SK_CLOSE 7
 #define SK_LISTEN 10
 
+/*
+ * Whether the table is to have news of a flow that its socket has by heart: every second,
+ * but where nothing expires without, only of one that sends much. For one that sends now
+ * and then the look-ups, in memory that is cold by then, would cost more than all the rest.
+ */
+ALWAYS int socket_news(const struct socket_cache *c)
+{
+	__u64 age = bpf_jiffies64() - c->synced;
+
+	if (age <= jiffies_per_second)
+		return 0;
+	return !c->held || !(c->packets & 15) || age > 30 * jiffies_per_second;
+}
+
 ALWAYS int same_mac(const __u8 *a, const __u8 *b)
 {
 	return *(__u32 *)a == *(__u32 *)b && *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
@@ -135,7 +149,7 @@ ALWAYS int socket_forward(ctx_t *ctx, struct pkt *p)
 	eth = pkt_at(ctx, 0, sizeof(*eth));
 	if (!eth || !same_mac(eth->h_source, c->mac))
 		return NEXT;
-	if (bpf_jiffies64() - c->synced > jiffies_per_second && socket_sync(s)) {
+	if (socket_news(c) && socket_sync(s)) {
 		c->generation = 0;
 		return NEXT;
 	}
@@ -344,6 +358,7 @@ RARELY int socket_remember(ctx_t *ctx, struct pkt *p)
 	c->to_dport = p->dport;
 	c->proto = p->proto;
 	c->renamed = !p->to_id && (p->flags & PKT_RENAMED);
+	c->held = ct_tether_of(p) == TETHER_HELD;
 	c->ifindex = ctx->ifindex;
 	c->addresses = sum_fold((__u64)addr_diff(&c->src, &c->to_src, p->v6) + addr_diff(&c->dst, &c->to_dst, p->v6));
 	c->ports = sum_fold((__u64)port_diff(c->sport, c->to_sport) + port_diff(c->dport, c->to_dport));
