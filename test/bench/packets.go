@@ -28,6 +28,10 @@ type Frame struct {
 	// PortAt, more also in the two bytes at AddressAt.
 	Flows             uint32
 	PortAt, AddressAt int
+	// Known is what the packet's socket has by heart, as a value of Sockets; nil: it has
+	// no socket that is anybody's.
+	Known   []byte
+	Sockets *ebpf.Map
 }
 
 // restored is how much of a frame is written anew: Ethernet, IPv6 and TCP
@@ -123,6 +127,9 @@ func (r *Runner) caller(p *ebpf.Program, f Frame) *ebpf.Program {
 		r.T.Fatalf("make %s callable: %v", p, err)
 	}
 	code := asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)}
+	if f.Known != nil {
+		code = append(code, r.teach(f)...)
+	}
 	if p.Type() == ebpf.XDP {
 		// What the run before put in front of the frame goes too.
 		code = append(code, asm.Mov.Imm(asm.R2, noted), asm.FnXdpAdjustMeta.Call(), asm.Mov.Reg(asm.R1, asm.R6))
@@ -170,6 +177,30 @@ func (r *Runner) caller(p *ebpf.Program, f Frame) *ebpf.Program {
 	callers[k] = c
 	r.T.Cleanup(func() { delete(callers, k) })
 	return c
+}
+
+// teach has the socket that BPF_PROG_TEST_RUN makes for its packets know what a real
+// one does, from the first of them on.
+func (r *Runner) teach(f Frame) asm.Instructions {
+	known, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(f.Known)), MaxEntries: 1})
+	if err == nil {
+		r.T.Cleanup(func() { known.Close() })
+		err = known.Put(uint32(0), f.Known)
+	}
+	if err != nil {
+		r.T.Fatalf("keep what a socket knows: %v", err)
+	}
+	return asm.Instructions{
+		asm.LoadMem(asm.R7, asm.R1, 168, asm.DWord), // struct __sk_buff: sk
+		asm.JEq.Imm(asm.R7, 0, "lost"),
+		asm.LoadMapPtr(asm.R1, f.Sockets.FD()),
+		asm.Mov.Reg(asm.R2, asm.R7),
+		asm.LoadMapValue(asm.R3, known.FD(), 0),
+		asm.Mov.Imm(asm.R4, 1), // BPF_SK_STORAGE_GET_F_CREATE
+		asm.FnSkStorageGet.Call(),
+		asm.JEq.Imm(asm.R0, 0, "lost"),
+		asm.Mov.Reg(asm.R1, asm.R6),
+	}
 }
 
 // callers are those made, by program and frame: rounds use them again.

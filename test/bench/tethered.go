@@ -4,13 +4,17 @@ package bench
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -24,16 +28,111 @@ import (
 func init() {
 	Register(Set{
 		Name: "tethered",
+		Title: "ns/packet of from_container for what a socket sends to a ClusterIP on an established flow, by BPF_PROG_TEST_RUN as in\n" +
+			"  \"packet\"; its packets have a socket that knows what a pod's does. With the decision in the socket and by the tables",
+		Measure: measureTethered,
+	})
+	Register(Set{
+		Name: "tethered-live",
 		Title: "ns/packet of from_container for datagrams of connected sockets to a ClusterIP, as the kernel counts it (BPF_ENABLE_STATS), less\n" +
 			"  an empty program in the same turn: one flow, and many in scattered rotation, with the decision in the socket and by the tables",
-		Measure: measureTethered,
+		Measure: measureTetheredLive,
 	})
 }
 
 // A process may have so many sockets, less than what the limit of some machines is.
 const flowsPerProcess = 18_000
 
+// measureTethered gives the program packets of one flow of each kind, again and again.
 func measureTethered(b *B) {
+	n := packet.NewNode(b, packet.Options{Hook: bpf.HookAuto})
+	client, server := n.Pod(b), n.Pod(b)
+	repeat := 100_000
+	if b.Quick {
+		repeat = 1000
+	}
+	for _, v6 := range []bool{false, true} {
+		// All at first: what sockets know is void when services change.
+		n.Service(b, packet.TCP, packet.VIP(v6, 10, 80), server.At(v6, 8080))
+		n.Service(b, packet.UDP, packet.VIP(v6, 10, 80), server.At(v6, 8080))
+	}
+	var contestants []Contestant
+	for _, v6 := range []bool{false, true} {
+		for _, network := range []string{"tcp", "udp"} {
+			kind := fmt.Sprintf("%s %s", map[bool]string{false: "IPv4", true: "IPv6"}[v6], strings.ToUpper(network))
+			vip := packet.VIP(v6, 10, 80)
+			next := packet.Segment(netip.AddrPort{}, vip, packet.ACK|packet.PSH)
+			if network == "udp" {
+				next = packet.Datagram(netip.AddrPort{}, vip, "")
+			}
+			answerAt(b, server.NS, network, netip.AddrPortFrom(server.IP(v6), 8080))
+			// What is measured is the packet that follows those of a real socket.
+			c, err := client.Dial(network, vip.String())
+			if err != nil {
+				b.Fatalf("reach %s: %v", vip, err)
+			}
+			b.Cleanup(func() { c.Close() })
+			known := make([]byte, n.Sockets.ValueSize())
+			if err := teachReal(c, n.Sockets, known); err != nil {
+				b.Fatalf("read what a socket to %s knows: %v", vip, err)
+			}
+			next.Src = netip.MustParseAddrPort(c.LocalAddr().String())
+			next.Payload = []byte("a question, long enough to be restored")
+			next.From, next.To = client.MAC, client.HostMAC
+			f := Frame{Data: next.Bytes(), Known: known, Sockets: n.Sockets}
+			r := &Runner{T: b, NS: n.NS, Repeat: repeat, Context: skbContext{Ifindex: uint32(client.Ifindex)}}
+			stranger := f
+			stranger.Data, stranger.Known = slices.Clone(f.Data), nil
+			for _, f := range []Frame{f, stranger} {
+				verdict, _ := r.repeat(r.caller(n.FromContainer, f), f.Data, 100)
+				if verdict != tcRedirect {
+					b.Fatalf("%s: verdict %d, want %d: to the pod", kind, verdict, tcRedirect)
+				}
+			}
+			byHeart := kind + ", the socket knows"
+			contestants = append(contestants,
+				Contestant{Name: byHeart, Unit: "ns", Bound: Bound{Most: 120}, Once: func() float64 { return r.Nanoseconds(n.FromContainer, f) }},
+				Contestant{Name: kind + ", by the tables", Unit: "ns", Against: byHeart, Once: func() float64 { return r.Nanoseconds(n.FromContainer, stranger) }})
+		}
+	}
+	b.Compare(contestants...)
+}
+
+// tcRedirect is TC_ACT_REDIRECT.
+const tcRedirect = 7
+
+// answerAt answers whatever it is sent.
+func answerAt(b *B, ns *netns.NS, network string, at netip.AddrPort) {
+	b.Helper()
+	if network == "udp" {
+		netns.UDP(b, ns, at.String(), func(request []byte, _ net.Addr) []byte { return request })
+		return
+	}
+	netns.TCPEcho(b, ns, at.String())
+}
+
+// teachReal has a connection used until its socket knows the flow, and reads what it knows.
+func teachReal(c net.Conn, sockets *ebpf.Map, known []byte) error {
+	for range 3 {
+		c.SetDeadline(time.Now().Add(5 * time.Second))
+		if _, err := c.Write([]byte("ask")); err != nil {
+			return err
+		}
+		if _, err := c.Read(make([]byte, 16)); err != nil {
+			return err
+		}
+	}
+	raw, err := c.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = sockets.Lookup(uint32(fd), &known) })
+	return errors.Join(err, failed)
+}
+
+// measureTetheredLive counts what sockets' own packets take.
+func measureTetheredLive(b *B) {
 	flows, datagrams := 500_000, 200_000
 	if b.Quick {
 		flows, datagrams = 64, 256
@@ -76,7 +175,7 @@ func measureTethered(b *B) {
 		}
 		all := each(flows, holders...)
 		all()
-		name1, nameN := "1 flow: "+way.name, fmt.Sprintf("%d flows: %s", flows, way.name)
+		name1, nameN := "1 flow, "+way.name, fmt.Sprintf("%d flows, %s", flows, way.name)
 		first := Contestant{Name: name1, Unit: "ns", Against: one, Once: each(datagrams, single)}
 		rest := Contestant{Name: nameN, Unit: "ns", Against: many, Once: all}
 		if !way.noCache {
