@@ -41,6 +41,7 @@ const (
 	DropMartian     = abiDropReasonDROP_MARTIAN
 	DropSNATPorts   = abiDropReasonDROP_SNAT_PORTS
 	DropTooBig      = abiDropReasonDROP_TOO_BIG
+	DropHopLimit    = abiDropReasonDROP_HOP_LIMIT
 	DropNoRoute     = abiDropReasonDROP_NO_ROUTE
 	DropDSROption   = abiDropReasonDROP_DSR_OPTION
 )

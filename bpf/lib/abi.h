@@ -284,6 +284,7 @@ enum drop_reason {
 	DROP_SNAT_PORTS,		/* each of the node's ports that was tried has a flow to the backend */
 	DROP_TOO_BIG,			/* refused: longer than the way to the backend carries */
 	DROP_NO_ROUTE,			/* no way to the backend, or no address of this node that it could answer to */
+	DROP_HOP_LIMIT,			/* refused: to a service at the node's own address, with no hop left to go on */
 	DROP_DSR_OPTION,		/* what says for which service a packet is makes no sense, or is from no node */
 	DROP_REASONS,
 };

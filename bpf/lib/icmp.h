@@ -312,13 +312,16 @@ RARELY int refuse_tcp(ctx_t *ctx, struct pkt *p)
 	return TO_SENDER;
 }
 
+/* Instead of an MTU: the packet has no hop left. */
+#define REFUSE_HOPS (~0u)
+
 /*
- * RFC 792 type 3 code 3 / RFC 4443 type 1 code 4, quoting the header and 8 bytes;
- * with an MTU what says that the packet is longer (type 3 code 4, type 2).
+ * RFC 792 type 3 code 3 / RFC 4443 type 1 code 4, quoting the header and 8 bytes, of TCP 20;
+ * with an MTU what says that the packet is longer (type 3 code 4, type 2), or that its time is exceeded (type 11, type 3).
  */
 RARELY int refuse_unreachable(ctx_t *ctx, struct pkt *p, __u32 mtu)
 {
-	__u32 l3_len, quoted;
+	__u32 l3_len, l4_len, quoted;
 	__u8 icmp[8] = {};
 	struct ethhdr *eth;
 	__u8 *q;
@@ -327,7 +330,9 @@ RARELY int refuse_unreachable(ctx_t *ctx, struct pkt *p, __u32 mtu)
 	if (!p)
 		return SWALLOWED;
 	l3_len = p->v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
-	quoted = l3_len + 8;
+	/* No shorter than what the sum is still to be filled in of, which the kernel does not cut. */
+	l4_len = p->proto == IPPROTO_TCP ? sizeof(struct tcphdr) : 8;
+	quoted = l3_len + l4_len;
 	if (p->l4 != p->l3 + l3_len || (p->flags & PKT_LATER_FRAGMENT))
 		return SWALLOWED;
 	if (bpf_skb_change_tail(ctx, p->l3 + quoted, 0))
@@ -336,7 +341,10 @@ RARELY int refuse_unreachable(ctx_t *ctx, struct pkt *p, __u32 mtu)
 		return -DROP_REWRITE;
 	icmp[0] = p->v6 ? ICMPV6_DEST_UNREACH : ICMP_DEST_UNREACH;
 	icmp[1] = p->v6 ? ICMPV6_PORT_UNREACH : ICMP_PORT_UNREACH;
-	if (mtu) {
+	if (mtu == REFUSE_HOPS) {
+		icmp[0] = p->v6 ? ICMPV6_TIME_EXCEEDED : ICMP_TIME_EXCEEDED;
+		icmp[1] = 0;
+	} else if (mtu) {
 		icmp[0] = p->v6 ? ICMPV6_PACKET_TOO_BIG : ICMP_DEST_UNREACH;
 		icmp[1] = p->v6 ? 0 : ICMP_FRAG_NEEDED;
 		/* 32 bits of RFC 4443, 3.2, and of RFC 1191, 4, where the first half is zero. */
@@ -349,7 +357,7 @@ RARELY int refuse_unreachable(ctx_t *ctx, struct pkt *p, __u32 mtu)
 	if (p->v6) {
 		struct ipv6hdr ip = {
 			.version = 6,
-			.payload_len = bpf_htons(8 + sizeof(ip) + 8),
+			.payload_len = bpf_htons(8 + sizeof(ip) + l4_len),
 			.nexthdr = IPPROTO_ICMPV6,
 			.hop_limit = 64,
 		};
@@ -361,7 +369,13 @@ RARELY int refuse_unreachable(ctx_t *ctx, struct pkt *p, __u32 mtu)
 			return -DROP_REWRITE;
 		sum = csum_words(q, sizeof(ip) + 8) + csum_words(icmp, 8) +
 		      csum_words(p->src.b, 16) + csum_words(p->dst.b, 16) +
-		      bpf_htonl(8 + sizeof(ip) + 8) + bpf_htonl(IPPROTO_ICMPV6);
+		      bpf_htonl(8 + sizeof(ip) + l4_len) + bpf_htonl(IPPROTO_ICMPV6);
+		if (l4_len > 8) {
+			q = pkt_at(ctx, p->l3 + sizeof(ip) + 8 + sizeof(ip) + 8, sizeof(struct tcphdr) - 8);
+			if (!q)
+				return -DROP_REWRITE;
+			sum += csum_words(q, sizeof(struct tcphdr) - 8);
+		}
 		*(__u16 *)(icmp + 2) = csum_fold(sum);
 		if (bpf_skb_store_bytes(ctx, p->l3, &ip, sizeof(ip), 0) ||
 		    bpf_skb_store_bytes(ctx, p->l3 + sizeof(ip), icmp, sizeof(icmp), 0))
@@ -370,7 +384,7 @@ RARELY int refuse_unreachable(ctx_t *ctx, struct pkt *p, __u32 mtu)
 		struct iphdr ip = {
 			.version = 4,
 			.ihl = 5,
-			.tot_len = bpf_htons(2 * sizeof(ip) + 16),
+			.tot_len = bpf_htons(2 * sizeof(ip) + 8 + l4_len),
 			.ttl = 64,
 			.protocol = IPPROTO_ICMP,
 			.saddr = addr_v4(&p->dst),
@@ -382,6 +396,12 @@ RARELY int refuse_unreachable(ctx_t *ctx, struct pkt *p, __u32 mtu)
 		if (!q)
 			return -DROP_REWRITE;
 		sum = csum_words(q, sizeof(ip) + 8) + csum_words(icmp, 8);
+		if (l4_len > 8) {
+			q = pkt_at(ctx, p->l3 + sizeof(ip) + 8 + sizeof(ip) + 8, sizeof(struct tcphdr) - 8);
+			if (!q)
+				return -DROP_REWRITE;
+			sum += csum_words(q, sizeof(struct tcphdr) - 8);
+		}
 		*(__u16 *)(icmp + 2) = csum_fold(sum);
 		if (bpf_skb_store_bytes(ctx, p->l3, &ip, sizeof(ip), 0) ||
 		    bpf_skb_store_bytes(ctx, p->l3 + sizeof(ip), icmp, sizeof(icmp), 0))
@@ -403,6 +423,8 @@ ALWAYS int refuse(ctx_t *ctx, struct pkt *p, int verdict)
 
 	if (verdict == -DROP_TOO_BIG)
 		mtu = wire_mtu();
+	else if (verdict == -DROP_HOP_LIMIT)
+		mtu = REFUSE_HOPS;
 	else if (verdict != -DROP_NO_BACKEND && verdict != -DROP_NO_PORT)
 		return verdict;
 	count_drop(p, -verdict);

@@ -140,6 +140,11 @@ RARELY int north_open(ctx_t *ctx, struct pkt *p, struct north_way *w)
 	if (!s->external.count)
 		return s->flags & SVC_F_EXTERNAL_LOCAL ? -DROP_NO_LOCAL_BACKEND : -DROP_NO_BACKEND;
 
+#ifdef MOORING_XDP
+	/* Only tc can tell another node: a draw that is left to it when such a backend comes up favours the others. */
+	if (dsr_mode && !(s->flags & (SVC_F_MAGLEV | SVC_F_EXTERNAL_LOCAL)))
+		return TO_STACK;
+#endif
 	b = svc_affine(s, p, &p->backend);
 	for (int i = 0; i < BACKEND_TRIES; i++) {
 		if (!b) {
@@ -314,9 +319,9 @@ ALWAYS int north_forward(ctx_t *ctx, struct pkt *p, struct north_way *w)
 	__u32 known = w->flags & WAY_KNOWN, host = w->flags & WAY_HOST;
 	int ret;
 
-	/* A process of this node has it as it is: it goes no further. */
+	/* A process of this node has it as it is: it goes no further. What is to an address of the node the stack would not pass on. */
 	if (!hop_left(ctx, p) && !north_own_address(&w->to))
-		return TO_STACK;
+		return north_own_address(&p->dst) ? -DROP_HOP_LIMIT : TO_STACK;
 #ifndef MOORING_XDP
 	if (p->flags & PKT_DSR)
 		return dsr_forward(ctx, p);
