@@ -210,8 +210,9 @@ const (
 	abiDropReasonDROP_SNAT_PORTS        abiDropReason = 27
 	abiDropReasonDROP_TOO_BIG           abiDropReason = 28
 	abiDropReasonDROP_NO_ROUTE          abiDropReason = 29
-	abiDropReasonDROP_DSR_OPTION        abiDropReason = 30
-	abiDropReasonDROP_REASONS           abiDropReason = 31
+	abiDropReasonDROP_HOP_LIMIT         abiDropReason = 30
+	abiDropReasonDROP_DSR_OPTION        abiDropReason = 31
+	abiDropReasonDROP_REASONS           abiDropReason = 32
 )
 
 type abiEnding struct {

@@ -106,19 +106,8 @@ func (o *Outside) node(t T) *Node {
 			netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", i)),
 			netip.MustParsePrefix(fmt.Sprintf("fd00:10:244:%x::/64", i)),
 		},
-		Dir: Directory(t, "node-"+letter),
 	}
-	n.Socket = filepath.Join(n.Dir, "mooring.sock")
-	n.StateDir = filepath.Join(n.Dir, "state")
-	n.BPFFS = filepath.Join(n.Dir, "bpf")
-	for _, dir := range []string{n.StateDir, n.BPFFS} {
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			t.Fatalf("make %s: %v", n.NodeName, err)
-		}
-	}
-	if err := unix.Mount("bpf", n.BPFFS, "bpf", 0, "mode=0700"); err != nil {
-		t.Fatalf("mount a BPF filesystem on %s: %v", n.BPFFS, err)
-	}
+	n.keep(t)
 
 	if o.port == "nodes" {
 		port := "node-" + letter
@@ -136,4 +125,29 @@ func (o *Outside) node(t T) *Node {
 	n.Route(t, "default", Router, Uplink)
 	n.Route(t, "default6", Router6, Uplink)
 	return n
+}
+
+// Again is the same node with other places for what a daemon keeps, as another daemon has them.
+func (n *Node) Again(t T) *Node {
+	t.Helper()
+	other := *n
+	other.keep(t)
+	return &other
+}
+
+// keep makes the places of all that a daemon keeps.
+func (n *Node) keep(t T) {
+	t.Helper()
+	n.Dir = Directory(t, n.NodeName)
+	n.Socket = filepath.Join(n.Dir, "mooring.sock")
+	n.StateDir = filepath.Join(n.Dir, "state")
+	n.BPFFS = filepath.Join(n.Dir, "bpf")
+	for _, dir := range []string{n.StateDir, n.BPFFS} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatalf("make %s: %v", n.NodeName, err)
+		}
+	}
+	if err := unix.Mount("bpf", n.BPFFS, "bpf", 0, "mode=0700"); err != nil {
+		t.Fatalf("mount a BPF filesystem on %s: %v", n.BPFFS, err)
+	}
 }

@@ -15,14 +15,12 @@ import (
 
 // A port from which a frontend was asked is used for the backend itself: by the
 // next socket that gets it, or by the same. The answers have the name that was asked last.
-func TestAPortThatAskedAFrontendAsksItsBackend(t *testing.T) {
-	eachOf(t, AllModes, []modeTest{
-		{"a server of the node", func(t *testing.T, l *Lab) { l.Hosts(); l.direct(t, "a-host") }},
-		{"a pod of the node", func(t *testing.T, l *Lab) { l.direct(t, "a-1") }},
-		{"a server of another node", func(t *testing.T, l *Lab) { l.Hosts(); l.direct(t, "b-host") }},
-		{"a pod of another node", func(t *testing.T, l *Lab) { l.direct(t, "b-1") }},
-	})
-}
+var direct = group{name: "a port that asked a frontend asks its backend", tests: []modeTest{
+	{"a server of the node", func(t *testing.T, l *Lab) { l.Hosts(); l.direct(t, "a-host") }},
+	{"a pod of the node", func(t *testing.T, l *Lab) { l.direct(t, "a-1") }},
+	{"a server of another node", func(t *testing.T, l *Lab) { l.Hosts(); l.direct(t, "b-host") }},
+	{"a pod of another node", func(t *testing.T, l *Lab) { l.direct(t, "b-1") }},
+}}
 
 func (l *Lab) direct(t *testing.T, backend string) {
 	l.Service(Spec{Pods: []string{backend}})

@@ -39,20 +39,14 @@ func isTell(p packet.Packet) bool {
 	return p.Proto == packet.UDP && p.Dst.Port() == tellPort && len(p.Payload) > tellSize && binary.BigEndian.Uint32(p.Payload) == tellMagic
 }
 
-func TestBackendsAnswerClientsThemselves(t *testing.T) {
-	l := New(t, Mode{"off", "dsr"})
-	l.Pods("a-1", "a-2", "b-1", "b-2")
-	for _, test := range []modeTest{
-		{"told with the first packet, answered directly", toldOnce},
-		{"told again to a node that forgot", toldAgain},
-		{"told by who is no node", toldByStrangers},
-		{"told by a pod", toldByPods},
-		{"a backend outside of the cluster", foreignBackend},
-		{"two frontends of one backend", twoFrontends},
-	} {
-		t.Run(test.name, func(t *testing.T) { test.run(t, l.with(t)) })
-	}
-}
+var answersThemselves = group{name: "backends answer clients themselves", mode: "dsr", tests: []modeTest{
+	{"told with the first packet, answered directly", toldOnce},
+	{"told again to a node that forgot", toldAgain},
+	{"told by who is no node", toldByStrangers},
+	{"told by a pod", toldByPods},
+	{"a backend outside of the cluster", foreignBackend},
+	{"two frontends of one backend", twoFrontends},
+}}
 
 func toldOnce(t *testing.T, l *Lab) {
 	l.withoutOffloads()

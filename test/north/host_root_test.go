@@ -14,23 +14,20 @@ import (
 
 // The backend is a process in the network of a node itself, as an API server or an
 // ingress controller.
-func TestProcessesOfTheNodesAreBackends(t *testing.T) {
-	eachMode(t, []modeTest{
-		{"of both nodes", func(t *testing.T, l *Lab) { l.Hosts(); l.thousands(t, "a-host", "b-host") }},
-		{"on the wire", func(t *testing.T, l *Lab) { l.withoutOffloads(); l.Hosts(); l.hostOnTheWire(t, "a-host") }},
-		{"fragments", func(t *testing.T, l *Lab) { l.Hosts(); l.fragments(t, "a-host") }},
-		{"nobody listens", func(t *testing.T, l *Lab) { l.nobodyListens(t, "a-host") }},
-		{"the node's own servers", ownServers},
-		{"fragments that overtake their first", ownServersGetFragments},
-		{"no hop is left", noHopLeftForHost},
-		{"pods ask it", func(t *testing.T, l *Lab) {
-			l.Hosts()
-			for _, client := range []string{"a-1", "b-1"} {
-				l.fromPod(t, client, "a-host")
-			}
-		}},
-	})
-}
+var processes = group{name: "processes of the nodes are backends", tests: []modeTest{
+	{"of both nodes", func(t *testing.T, l *Lab) { l.Hosts(); l.thousands(t, "a-host", "b-host") }},
+	{"fragments", func(t *testing.T, l *Lab) { l.Hosts(); l.fragments(t, "a-host") }},
+	{"nobody listens", func(t *testing.T, l *Lab) { l.nobodyListens(t, "a-host") }},
+	{"the node's own servers", ownServers},
+	{"fragments that overtake their first", ownServersGetFragments},
+	{"no hop is left", noHopLeftForHost},
+	{"pods ask it", func(t *testing.T, l *Lab) {
+		l.Hosts()
+		for _, client := range []string{"a-1", "b-1"} {
+			l.fromPod(t, client, "a-host")
+		}
+	}},
+}}
 
 // hostOnTheWire: what the node answers is the service's, in every packet.
 func (l *Lab) hostOnTheWire(t *testing.T, backend string) {

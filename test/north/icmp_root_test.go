@@ -22,18 +22,16 @@ import (
 	"github.com/mooring-cni/mooring/test/packet"
 )
 
-func TestErrorsAndPathMTU(t *testing.T) {
-	eachMode(t, []modeTest{
-		{"nobody listens in a pod of the node", func(t *testing.T, l *Lab) { l.nobodyListens(t, "a-1") }},
-		{"nobody listens in a pod of another node", func(t *testing.T, l *Lab) { l.nobodyListens(t, "b-1") }},
-		{"the client is gone, of a pod of the node", func(t *testing.T, l *Lab) { l.clientIsGone(t, "a-1") }},
-		{"the client is gone, of a pod of another node", func(t *testing.T, l *Lab) { l.clientIsGone(t, "b-1") }},
-		{"a packet that has no hop left", noHopLeft},
-		{"a narrow way to the client, from a pod of the node", func(t *testing.T, l *Lab) { l.narrowClient(t, "a-1") }},
-		{"a narrow way to the client, from a pod of another node", func(t *testing.T, l *Lab) { l.narrowClient(t, "b-1") }},
-		{"a narrow way to the pod", narrowPod},
-	})
-}
+var errorsAndMTU = group{name: "errors and path MTU", tests: []modeTest{
+	{"nobody listens in a pod of the node", func(t *testing.T, l *Lab) { l.nobodyListens(t, "a-1") }},
+	{"nobody listens in a pod of another node", func(t *testing.T, l *Lab) { l.nobodyListens(t, "b-1") }},
+	{"the client is gone, of a pod of the node", func(t *testing.T, l *Lab) { l.clientIsGone(t, "a-1") }},
+	{"the client is gone, of a pod of another node", func(t *testing.T, l *Lab) { l.clientIsGone(t, "b-1") }},
+	{"a packet that has no hop left", noHopLeft},
+	{"a narrow way to the client, from a pod of the node", func(t *testing.T, l *Lab) { l.narrowClient(t, "a-1") }},
+	{"a narrow way to the client, from a pod of another node", func(t *testing.T, l *Lab) { l.narrowClient(t, "b-1") }},
+	{"a narrow way to the pod", narrowPod},
+}}
 
 // nobodyListens: what the pod's kernel says reaches the client, about what it sent.
 func (l *Lab) nobodyListens(t *testing.T, backend string) {
@@ -108,7 +106,7 @@ func (l *Lab) clientIsGone(t *testing.T, backend string) {
 	}
 }
 
-// noHopLeft: a router says so, and nobody else answers.
+// noHopLeft: the node says so as a router does, also where the frontend is its own address, and nobody else answers.
 func noHopLeft(t *testing.T, l *Lab) {
 	l.Service(Spec{Pods: []string{"a-1", "b-1"}})
 	for _, f := range l.Frontends() {
@@ -118,7 +116,7 @@ func noHopLeft(t *testing.T, l *Lab) {
 				unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, 1)
 			})
 		}}
-		if f.Network != "tcp" || f.Kind == "NodePort" { // which is an address that the node takes packets to
+		if f.Network != "tcp" {
 			continue
 		}
 		wire := l.Client.Capture(t, l.A.NodeName)

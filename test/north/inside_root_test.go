@@ -11,16 +11,14 @@ import (
 )
 
 // Pods and processes of the nodes use the addresses that are for clients outside.
-func TestInsideReachesWhatIsForOutside(t *testing.T) {
-	eachOf(t, SNATModes(), []modeTest{
-		{"a pod of its own node", func(t *testing.T, l *Lab) { l.fromPod(t, "a-2", "a-1") }},
-		{"a pod of another node", func(t *testing.T, l *Lab) { l.fromPod(t, "b-2", "a-1") }},
-		{"a pod whose backend is on another node", func(t *testing.T, l *Lab) { l.fromPod(t, "a-2", "b-1") }},
-		{"a pod that is its own backend", func(t *testing.T, l *Lab) { l.fromPod(t, "a-1", "a-1") }},
-		{"externalTrafficPolicy Local is none for pods", localPolicyInside},
-		{"a process of the node", hostProcess},
-	})
-}
+var inside = group{name: "inside reaches what is for outside", tests: []modeTest{
+	{"a pod of its own node", func(t *testing.T, l *Lab) { l.fromPod(t, "a-2", "a-1") }},
+	{"a pod of another node", func(t *testing.T, l *Lab) { l.fromPod(t, "b-2", "a-1") }},
+	{"a pod whose backend is on another node", func(t *testing.T, l *Lab) { l.fromPod(t, "a-2", "b-1") }},
+	{"a pod that is its own backend", func(t *testing.T, l *Lab) { l.fromPod(t, "a-1", "a-1") }},
+	{"externalTrafficPolicy Local is none for pods", localPolicyInside},
+	{"a process of the node", hostProcess},
+}}
 
 // fromPod: a pod of either node reaches the service by node-a's addresses and by
 // the service's own.

@@ -9,7 +9,7 @@
 //	              └──── uplink of node-b ── pods b-1, b-2
 //
 // lab.go makes all that; what is asserted is in the tests, most of it in every
-// mode of Modes.
+// mode of Modes, in one lab each: TestServicesFromOutside.
 package north
 
 import (
@@ -40,21 +40,8 @@ type Mode struct {
 
 func (m Mode) String() string { return "xdp " + m.XDP + ", " + m.NodePort }
 
-// Modes are those in which most is tested; AllModes are all that there are.
-var (
-	Modes    = []Mode{{"off", "snat"}, {"off", "dsr"}}
-	AllModes = append([]Mode{{"native", "snat"}, {"generic", "snat"}}, Modes...)
-)
-
-// SNATModes are those for what has nothing to do with how other nodes' backends answer.
-func SNATModes() (modes []Mode) {
-	for _, m := range Modes {
-		if m.NodePort == "snat" {
-			modes = append(modes, m)
-		}
-	}
-	return modes
-}
+// Modes are all that there are.
+var Modes = []Mode{{"native", "snat"}, {"native", "dsr"}, {"generic", "snat"}, {"generic", "dsr"}, {"off", "snat"}, {"off", "dsr"}}
 
 // The addresses of the service in either family.
 var (

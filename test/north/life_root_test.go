@@ -6,7 +6,6 @@ package north
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/netip"
 	"strings"
@@ -34,15 +33,14 @@ func entries(t *testing.T, n *scenario.Node) (rows []api.Connection) {
 }
 
 // Flows from outside to a pod of the node, or to the node itself, end with the backend's socket.
-func TestEntriesEndWithTheBackendsSocket(t *testing.T) {
-	eachOf(t, SNATModes(), []modeTest{
-		{"of a pod", func(t *testing.T, l *Lab) { l.entriesEnd(t, "a-1") }},
-		{"of the node's own network", func(t *testing.T, l *Lab) { l.Hosts(); l.entriesEnd(t, "a-host") }},
-	})
-}
+var ends = group{name: "entries end with the backend's socket", tests: []modeTest{
+	{"of a pod", func(t *testing.T, l *Lab) { l.entriesEnd(t, "a-1") }},
+	{"of the node's own network", func(t *testing.T, l *Lab) { l.Hosts(); l.entriesEnd(t, "a-host") }},
+}}
 
 func (l *Lab) entriesEnd(t *testing.T, backend string) {
 	l.Service(Spec{Pods: []string{backend}})
+	l.flush()
 	f := Frontend{"NodePort", "tcp", netip.AddrPortFrom(l.A.IP, TCPNodePort)}
 	var open []net.Conn
 	for i := range 100 {
@@ -157,12 +155,12 @@ func (o *load) end() {
 
 // A UDP exchange that is lost is an error, as nobody repeats it: what passes here
 // has lost no packet.
-func TestRestartsUnderLoadLoseNothing(t *testing.T) {
-	eachMode(t, []modeTest{{"restarts", restarts}})
-}
+var restarts = group{name: "restarts under load lose nothing", tests: []modeTest{{"restarts", restartUnderLoad}}}
 
-func restarts(t *testing.T, l *Lab) {
+func restartUnderLoad(t *testing.T, l *Lab) {
 	l.Service(Spec{Pods: []string{"a-1", "b-1"}})
+	l.flush()
+	before := Drops(l.A)
 	o := startLoad(t, l)
 	o.more(500)
 	for i := range 4 {
@@ -179,22 +177,18 @@ func restarts(t *testing.T, l *Lab) {
 		}
 	}
 	o.end()
-	if lines := Drops(l.A); lines != "" {
-		t.Errorf("packets were dropped:\n%s", lines)
+	if after := Drops(l.A); after != before {
+		t.Errorf("packets were dropped; before:\n%safter:\n%s", before, after)
 	}
 }
 
 // A flood of SYNs from outside breaks no connection, neither to a pod of the node
 // nor to one of another.
-func TestSYNFloodFromOutsideBreaksNoConnection(t *testing.T) {
-	capacity, established := 32768, connections()
-	if inGuest() {
-		capacity = 2048
-	}
-	eachOf(t, SNATModes(), []modeTest{{"flood", func(t *testing.T, l *Lab) { flood(t, l, capacity, established) }}}, "--conntrack-max-entries", fmt.Sprint(capacity))
-}
+var floods = group{name: "a flood breaks no connection", tests: []modeTest{{"flood", flood}}}
 
-func flood(t *testing.T, l *Lab, capacity, established int) {
+func flood(t *testing.T, l *Lab) {
+	established := connections()
+	l.flush()
 	l.Service(Spec{Pods: []string{"a-1", "b-1"}})
 	f := Frontend{"LoadBalancer", "tcp", netip.AddrPortFrom(Balancer[0], TCPPort)}
 	open := make([]net.Conn, established)
@@ -220,7 +214,7 @@ func flood(t *testing.T, l *Lab, capacity, established int) {
 	l.forge(t, packet.Segment(netip.AddrPortFrom(Client[0], 999), f.Address, packet.RST)) // the neighbour is known
 	for _, target := range []Frontend{f, {"NodePort", "tcp", netip.AddrPortFrom(l.A.IP, TCPNodePort)}, {"NodePort", "udp", netip.AddrPortFrom(l.A.IP, UDPNodePort)}} {
 		began := time.Now()
-		count := 4 * capacity
+		count := 4 * capacity()
 		err := fate.Forge(l.Client, l.wire, l.A.IP.String(), count, func(i int) packet.Packet {
 			source := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 16), byte(i >> 8)}), uint16(1024+i%64000))
 			if target.Network == "udp" {

@@ -15,14 +15,12 @@ import (
 
 // A NetworkPolicy knows a client from outside by its address, however the client
 // came to the pod.
-func TestNetworkPolicyJudgesClientsFromOutside(t *testing.T) {
-	eachOf(t, AllModes, []modeTest{
-		{"an ipBlock lets its clients in and nobody else", ipBlock},
-		{"an ipBlock's except keeps a client out", ipBlockExcept},
-		{"what was let in is stopped when the policy changes", policyStopsFlows},
-		{"a policy of egress leaves answers alone", egressLeavesAnswers},
-	})
-}
+var networkPolicies = group{name: "network policies judge clients from outside", tests: []modeTest{
+	{"an ipBlock lets its clients in and nobody else", ipBlock},
+	{"an ipBlock's except keeps a client out", ipBlockExcept},
+	{"what was let in is stopped when the policy changes", policyStopsFlows},
+	{"a policy of egress leaves answers alone", egressLeavesAnswers},
+}}
 
 // allowFrom writes one policy for a-1: ingress from an ipBlock of either family,
 // or with none, from nowhere.

@@ -21,19 +21,17 @@ import (
 // short is how long a client waits for an answer that must not come.
 const short = 300 * time.Millisecond
 
-func TestWhoMayReachAServiceAndWhoAnswers(t *testing.T) {
-	eachMode(t, []modeTest{
-		{"externalTrafficPolicy Local keeps the client and its own pods", localPolicy},
-		{"externalTrafficPolicy Local without a local pod drops with a reason", localPolicyWithoutPod},
-		{"the last local pod that terminates serves", terminatingPodServes},
-		{"loadBalancerSourceRanges", sourceRanges},
-		{"changes of loadBalancerSourceRanges open no window", sourceRangesChange},
-		{"a service without backends refuses at once", noBackends},
-		{"a ClusterIP refuses other ports at once", noPort},
-		{"sessionAffinity", affinity},
-		{"the client lists every kind of frontend", listed},
-	})
-}
+var who = group{name: "who may reach a service, and who answers", tests: []modeTest{
+	{"externalTrafficPolicy Local keeps the client and its own pods", localPolicy},
+	{"externalTrafficPolicy Local without a local pod drops with a reason", localPolicyWithoutPod},
+	{"the last local pod that terminates serves", terminatingPodServes},
+	{"loadBalancerSourceRanges", sourceRanges},
+	{"changes of loadBalancerSourceRanges open no window", sourceRangesChange},
+	{"a service without backends refuses at once", noBackends},
+	{"a ClusterIP refuses other ports at once", noPort},
+	{"sessionAffinity", affinity},
+	{"the client lists every kind of frontend", listed},
+}}
 
 func localPolicy(t *testing.T, l *Lab) {
 	l.Service(Spec{Fields: "externalTrafficPolicy: Local,", Pods: []string{"a-1", "b-1"}})

@@ -16,13 +16,11 @@ import (
 
 // A client may ask several frontends from one port, even where one backend is
 // behind them all: that sees other ports of the client's.
-func TestOnePortAsksSeveralFrontends(t *testing.T) {
-	eachOf(t, SNATModes(), []modeTest{
-		{"of a pod of the node", func(t *testing.T, l *Lab) { l.onePort(t, "a-1") }},
-		{"of a pod of another node", func(t *testing.T, l *Lab) { l.onePort(t, "b-1") }},
-		{"of the node's own network", func(t *testing.T, l *Lab) { l.Hosts(); l.onePort(t, "a-host") }},
-	})
-}
+var onePort = group{name: "one port asks several frontends", mode: "snat", tests: []modeTest{
+	{"of a pod of the node", func(t *testing.T, l *Lab) { l.onePort(t, "a-1") }},
+	{"of a pod of another node", func(t *testing.T, l *Lab) { l.onePort(t, "b-1") }},
+	{"of the node's own network", func(t *testing.T, l *Lab) { l.Hosts(); l.onePort(t, "a-host") }},
+}}
 
 // ownPort is one of the client's that no socket gets by itself and no node stands in
 // by: below the ephemeral ones, and above those that nodes have for clients.

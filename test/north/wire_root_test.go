@@ -21,20 +21,19 @@ import (
 	"github.com/mooring-cni/mooring/test/scenario"
 )
 
-func TestPacketsAreRightOnTheWire(t *testing.T) {
-	eachMode(t, []modeTest{
-		{"without offloads", func(_ *testing.T, l *Lab) { l.withoutOffloads() }},
-		{"to a pod of the node that is asked", func(t *testing.T, l *Lab) { l.onTheWire(t, "a-1") }},
-		{"to a pod of another node", func(t *testing.T, l *Lab) { l.onTheWire(t, "b-1") }},
-		{"UDP without a checksum, to a pod of the node", func(t *testing.T, l *Lab) { l.withoutChecksum(t, "a-1") }},
-		{"UDP without a checksum, to a pod of another node", func(t *testing.T, l *Lab) { l.withoutChecksum(t, "b-1") }},
-		{"UDP whose checksum becomes zero", checksumBecomesZero},
-		{"fragments, to a pod of the node", func(t *testing.T, l *Lab) { l.fragments(t, "a-1") }},
-		{"fragments, to a pod of another node", func(t *testing.T, l *Lab) { l.fragments(t, "b-1") }},
-		{"a source that nobody outside has", martians},
-		{"what is for no service passes", passes},
-	})
-}
+var onTheWire = group{name: "packets are right on the wire", tests: []modeTest{
+	{"without offloads", func(_ *testing.T, l *Lab) { l.withoutOffloads() }},
+	{"to a pod of the node that is asked", func(t *testing.T, l *Lab) { l.onTheWire(t, "a-1") }},
+	{"to a pod of another node", func(t *testing.T, l *Lab) { l.onTheWire(t, "b-1") }},
+	{"to a process of the node", func(t *testing.T, l *Lab) { l.Hosts(); l.hostOnTheWire(t, "a-host") }},
+	{"UDP without a checksum, to a pod of the node", func(t *testing.T, l *Lab) { l.withoutChecksum(t, "a-1") }},
+	{"UDP without a checksum, to a pod of another node", func(t *testing.T, l *Lab) { l.withoutChecksum(t, "b-1") }},
+	{"UDP whose checksum becomes zero", checksumBecomesZero},
+	{"fragments, to a pod of the node", func(t *testing.T, l *Lab) { l.fragments(t, "a-1") }},
+	{"fragments, to a pod of another node", func(t *testing.T, l *Lab) { l.fragments(t, "b-1") }},
+	{"a source that nobody outside has", martians},
+	{"what is for no service passes", passes},
+}}
 
 // withoutOffloads makes all interfaces carry what is on a real wire, so that what
 // is captured is whole.

@@ -60,6 +60,50 @@ func TestWhatADriverCannotDoIsNamed(t *testing.T) {
 	}
 }
 
+// Of two daemons on one device the second says whose it is, and the first goes on.
+func TestTwoDaemonsDoNotShareADevice(t *testing.T) {
+	l := New(t, Mode{"native", "snat"})
+	l.Pods("a-1", "b-1")
+	l.Service(Spec{Pods: []string{"a-1", "b-1"}})
+	second := l.A.Again()
+	second.Flags = []string{"--xdp", "native", "--metrics-address", "127.0.0.1:9965"}
+	second.Launch()
+	var s api.Status
+	netns.Eventually(t, soon, "the second daemon names the device's program as another's", func() bool {
+		var err error
+		s, err = second.API().Status(t.Context())
+		return err == nil && slices.ContainsFunc(s.Problems, func(p string) bool {
+			return strings.Contains(p, netns.Uplink) && strings.Contains(p, "another program is on the device")
+		})
+	})
+	if len(s.XDP) != 1 || s.XDP[0].Mode != "off" {
+		t.Errorf("the second daemon's devices are %+v", s.XDP)
+	}
+	first := func() {
+		t.Helper()
+		if x := l.xdp(t, netns.Uplink); x.Mode != "native" {
+			t.Errorf("the first daemon's device is %+v", x)
+		}
+		if problems := l.status(t).Problems; len(problems) != 0 {
+			t.Errorf("the first daemon's problems are %q", problems)
+		}
+		for _, f := range l.Frontends() {
+			for i := range 10 {
+				if _, err := l.check(f, Payload(i, 300)); err != nil {
+					t.Errorf("%s: %v", f, err)
+				}
+			}
+		}
+	}
+	l.flush()
+	first()
+	if err := second.Down(); err != nil {
+		t.Errorf("the second daemon ends with %v", err)
+	}
+	l.flush()
+	first()
+}
+
 // auto takes what there is, and says why it is not more.
 func TestXDPIsChosenByTheDevice(t *testing.T) {
 	l := New(t, Mode{"auto", "snat"}, "--devices", netns.Uplink+",wan")

@@ -120,6 +120,12 @@ func newNode(t netns.T, place *netns.Node, programs string) *Node {
 	return n
 }
 
+// Again is another daemon of the same node, with places of its own and no manifests.
+func (n *Node) Again() *Node {
+	n.t.Helper()
+	return newNode(n.t, n.Node.Again(n.t), n.Programs)
+}
+
 // Args are the daemon's arguments on this node.
 func (n *Node) Args() []string {
 	var cidrs []string
