@@ -43,9 +43,11 @@ func measureNorthFlows(b *B) {
 		outsideClient(b, "plain", NewPlain(b), nil),
 		outsideClient(b, "nftables", NewPlain(b), nodePorts(true)),
 		outsideClient(b, "nftables, externalTrafficPolicy Local", NewPlain(b), nodePorts(false)),
+		northClient(b, "mooring, xdp off", "off"),
+		outsideClient(b, nftablesOnAWire, onAWire(b, NewPlain(b)), nodePorts(true)),
 	}
-	for _, xdp := range []string{"off"} {
-		clients = append(clients, northClient(b, "mooring, xdp "+xdp, "--xdp", xdp))
+	for _, xdp := range []string{"native", "generic", "off"} {
+		clients = append(clients, northClient(b, "mooring"+wireSuffix+", xdp "+xdp, xdp))
 	}
 	for _, kind := range Kinds {
 		var contestants []Contestant
@@ -58,8 +60,11 @@ func measureNorthFlows(b *B) {
 				Name: fmt.Sprintf("%s: %s", kind, c.name), Unit: "1/s", Against: fmt.Sprintf("%s: nftables", kind),
 				Once: func() float64 { return Rate(b, c.ns, kind, netip.AddrPortFrom(c.to, port), while) },
 			}
+			if strings.Contains(c.name, wireSuffix) {
+				one.Against = fmt.Sprintf("%s: %s", kind, nftablesOnAWire)
+			}
 			switch {
-			case c.name == "plain", c.name == "nftables":
+			case c.name == "plain", c.name == "nftables", c.name == nftablesOnAWire:
 				one.Against = ""
 			case strings.HasPrefix(c.name, "mooring") && kind == ConnectRequestClose:
 				one.Bound = Bound{Ratio: true, Least: 1.2}
@@ -68,6 +73,17 @@ func measureNorthFlows(b *B) {
 		}
 		b.Compare(contestants...)
 	}
+}
+
+// Packets as a wire carries them, with whole sums, are what drivers' programs get: compared among each other.
+const (
+	wireSuffix      = " on a wire"
+	nftablesOnAWire = "nftables" + wireSuffix
+)
+
+func onAWire(b *B, n *Plain) *Plain {
+	n.Outside.Wire(b, n.Node)
+	return n
 }
 
 // outsideClient is a client beyond a plain node, which asks the pod or, where
@@ -107,9 +123,12 @@ func nodePorts(masquerade bool) func(b *B, n *Plain, server *PlainPod) {
 }
 
 // northClient is a client beyond the uplink of a node with the daemon.
-func northClient(b *B, name string, flags ...string) client {
+func northClient(b *B, name, xdp string) client {
 	n := scenario.NewNode(b)
-	n.Flags = flags
+	n.Flags = []string{"--xdp", xdp}
+	if strings.Contains(name, wireSuffix) {
+		n.Outside.Wire(b, n.Node)
+	}
 	n.Write("server.yaml", fmt.Sprintf(`
 apiVersion: v1
 kind: Service
