@@ -42,11 +42,6 @@ struct sock {
 	struct sock_common __sk_common;
 };
 
-struct inet_timewait_sock {
-	struct sock_common __tw_common;
-	__be16 tw_sport;
-};
-
 struct bpf_iter_meta {
 	struct seq_file *seq;
 };
@@ -133,10 +128,10 @@ ALWAYS void common_addr(struct addr *a, __u16 family, __be32 v4, const struct in
 }
 
 /* A mini-socket ends: what it is to the pod's end of the flow leads to the entries. */
-ALWAYS void timewait_end(struct inet_timewait_sock *tw)
+ALWAYS void timewait_end(const struct sock_common *tw)
 {
-	__u64 cookie = tw->__tw_common.skc_cookie.counter;
-	__u16 family = tw->__tw_common.skc_family;
+	__u64 cookie = tw->skc_cookie.counter;
+	__u16 family = tw->skc_family;
 	struct addr pod, peer;
 	struct ct_entry *e;
 	struct ct_key key;
@@ -145,10 +140,10 @@ ALWAYS void timewait_end(struct inet_timewait_sock *tw)
 
 	if (!cookie || (family != AF_INET && family != AF_INET6))
 		return;
-	common_addr(&pod, family, tw->__tw_common.skc_rcv_saddr, &tw->__tw_common.skc_v6_rcv_saddr);
-	common_addr(&peer, family, tw->__tw_common.skc_daddr, &tw->__tw_common.skc_v6_daddr);
-	port = tw->tw_sport;
-	peer_port = tw->__tw_common.skc_dport;
+	common_addr(&pod, family, tw->skc_rcv_saddr, &tw->skc_v6_rcv_saddr);
+	common_addr(&peer, family, tw->skc_daddr, &tw->skc_v6_daddr);
+	port = bpf_htons(tw->skc_num);
+	peer_port = tw->skc_dport;
 
 	key.addr[0] = pod;
 	key.addr[1] = peer;
