@@ -444,6 +444,7 @@ func TestReadyOnceServicesAreInTheDatapath(t *testing.T) {
 	k := newFakeKernel()
 	d := assemble(t, k)
 	get(t, d, "/healthz", http.StatusOK)
+	get(t, d, "/proxyMode", http.StatusOK)
 	if body := get(t, d, "/readyz", http.StatusServiceUnavailable); !strings.Contains(body, "not known yet") {
 		t.Errorf("readyz: %s", body)
 	}

@@ -18,7 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// serveMetrics serves /metrics, /healthz and /readyz. An address that cannot be
+// serveMetrics serves /metrics, /healthz, /readyz and /proxyMode. An address that cannot be
 // had is a problem in the status, and tried again: traffic does not need it.
 func (d *daemon) serveMetrics(ctx context.Context) error {
 	if d.config.MetricsAddress == "" {
@@ -75,6 +75,8 @@ func (d *daemon) handler() http.Handler {
 		}
 		fmt.Fprintln(w, "ok")
 	})
+	// What asks kube-proxy how it works, at its metrics' address, is told of whom it asks.
+	mux.HandleFunc("GET /proxyMode", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "mooring") })
 	return mux
 }
 

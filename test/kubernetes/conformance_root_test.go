@@ -337,7 +337,7 @@ func TestConformance(t *testing.T) {
 		}
 		switch *proxy {
 		case "mooring":
-			n.StartMooring("metricsAddress: 127.0.0.1:9964\n")
+			n.StartMooring("metricsAddress: 127.0.0.1:10249\n") // kube-proxy's, which a spec asks
 			n.Runtime.Install(t, containerd.Conflist(n.Node, "1.0.0", portmap))
 		case "kube-proxy":
 			n.startKubeProxy(t, c.Nodes)
