@@ -16,19 +16,21 @@ import (
 // A port from which a frontend was asked is used for the backend itself: by the
 // next socket that gets it, or by the same. The answers have the name that was asked last.
 var direct = group{name: "a port that asked a frontend asks its backend", tests: []modeTest{
-	{"a server of the node", func(t *testing.T, l *Lab) { l.Hosts(); l.direct(t, "a-host") }},
-	{"a pod of the node", func(t *testing.T, l *Lab) { l.direct(t, "a-1") }},
-	{"a server of another node", func(t *testing.T, l *Lab) { l.Hosts(); l.direct(t, "b-host") }},
-	{"a pod of another node", func(t *testing.T, l *Lab) { l.direct(t, "b-1") }},
+	{"a server of the node", func(t *testing.T, l *Lab) { l.Hosts(); l.direct(t, "a-host", 200) }},
+	{"a pod of the node", func(t *testing.T, l *Lab) { l.direct(t, "a-1", 300) }},
+	{"a server of another node", func(t *testing.T, l *Lab) { l.Hosts(); l.direct(t, "b-host", 400) }},
+	{"a pod of another node", func(t *testing.T, l *Lab) { l.direct(t, "b-1", 500) }},
 }}
 
-func (l *Lab) direct(t *testing.T, backend string) {
+// direct uses ports from first on: none twice with a frontend, where the client's end of
+// the last connection would still be in TIME_WAIT.
+func (l *Lab) direct(t *testing.T, backend string, first int) {
 	l.Service(Spec{Pods: []string{backend}})
 	l.routeToPods(t)
 	l.flush()
 	for i, f := range l.Frontends() {
 		t.Run(f.String(), func(t *testing.T) {
-			from := netip.AddrPortFrom(l.ClientFor(f), ownPort(3*i))
+			from := netip.AddrPortFrom(l.ClientFor(f), ownPort(first+3*i))
 			itself := Frontend{"server", f.Network, l.podAddr(backend, f)}
 			if f.Network == "udp" {
 				if l.Mode.NodePort == "dsr" && l.NodeOf(backend) == l.B {
@@ -42,7 +44,7 @@ func (l *Lab) direct(t *testing.T, backend string) {
 				if end == "the client forgot it" && f.Kind != "NodePort" { // which costs a second
 					continue
 				}
-				from := netip.AddrPortFrom(from.Addr(), ownPort(3*i+n))
+				from := netip.AddrPortFrom(from.Addr(), ownPort(first+3*i+n))
 				c, err := l.dialFrom(from, f)
 				if err != nil {
 					t.Fatalf("%s from %s: %v", f, from, err)
