@@ -17,9 +17,9 @@ import (
 // A client may ask several frontends from one port, even where one backend is
 // behind them all: that sees other ports of the client's.
 var onePort = group{name: "one port asks several frontends", mode: "snat", tests: []modeTest{
-	{"of a pod of the node", func(t *testing.T, l *Lab) { l.onePort(t, "a-1") }},
-	{"of a pod of another node", func(t *testing.T, l *Lab) { l.onePort(t, "b-1") }},
-	{"of the node's own network", func(t *testing.T, l *Lab) { l.Hosts(); l.onePort(t, "a-host") }},
+	{"of a pod of the node", func(t *testing.T, l *Lab) { l.onePort(t, "a-1", 100) }},
+	{"of a pod of another node", func(t *testing.T, l *Lab) { l.onePort(t, "b-1", 101) }},
+	{"of the node's own network", func(t *testing.T, l *Lab) { l.Hosts(); l.onePort(t, "a-host", 102) }},
 }}
 
 // ownPort is one of the client's that no socket gets by itself and no node stands in
@@ -41,12 +41,12 @@ func (l *Lab) dialFrom(from netip.AddrPort, f Frontend) (c net.Conn, err error) 
 	return c, err
 }
 
-func (l *Lab) onePort(t *testing.T, backend string) {
+func (l *Lab) onePort(t *testing.T, backend string, number int) {
 	l.Service(Spec{Pods: []string{backend}})
 	l.flush()
 	var open []net.Conn
 	for _, f := range l.Frontends() {
-		port := ownPort(100 + len(backend))
+		port := ownPort(number)
 		from := netip.AddrPortFrom(l.ClientFor(f), port)
 		c, err := l.dialFrom(from, f)
 		if err != nil {
