@@ -32,6 +32,10 @@ func entries(t *testing.T, n *scenario.Node) (rows []api.Connection) {
 	return rows
 }
 
+// An end of which the kernel tells no program, as it has been seen to, is found by the roll call
+// of sockets within 150 s (docs/conntrack.md).
+const unheard = 170 * time.Second
+
 // Flows from outside to a pod of the node, or to the node itself, end with the backend's socket.
 var ends = group{name: "entries end with the backend's socket", tests: []modeTest{
 	{"of a pod", func(t *testing.T, l *Lab) { l.entriesEnd(t, "a-1") }},
@@ -70,7 +74,7 @@ func (l *Lab) entriesEnd(t *testing.T, backend string) {
 	for _, c := range open[:50] {
 		c.Close()
 	}
-	netns.Eventually(t, 20*time.Second, "the entries of the flows that have ended go", func() bool { return mine(func(c api.Connection) bool { return c.Type == "INGRESS" }) == 50 })
+	netns.Eventually(t, unheard, "the entries of the flows that have ended go", func() bool { return mine(func(c api.Connection) bool { return c.Type == "INGRESS" }) == 50 })
 	// Those of the others stay, whoever is asked whether their sockets live.
 	for i, c := range open[50:] {
 		if err := echoOn(c, Payload(i, 100)); err != nil {
@@ -79,7 +83,7 @@ func (l *Lab) entriesEnd(t *testing.T, backend string) {
 		c.Close()
 	}
 	// The client closed first: the pod's socket is gone with its last ACK, and nothing waits.
-	netns.Eventually(t, 20*time.Second, "the entries of all flows end", func() bool { return mine(func(api.Connection) bool { return true }) == 0 })
+	netns.Eventually(t, unheard, "the entries of all flows end", func() bool { return mine(func(api.Connection) bool { return true }) == 0 })
 }
 
 // load is traffic through frontends that has to survive: of each, a connection
