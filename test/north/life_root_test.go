@@ -43,11 +43,12 @@ var ends = group{name: "entries end with the backend's socket", tests: []modeTes
 }}
 
 func (l *Lab) entriesEnd(t *testing.T, backend string) {
+	const flows = 20 // each may be one whose end nobody hears
 	l.Service(Spec{Pods: []string{backend}})
 	l.flush()
 	f := Frontend{"NodePort", "tcp", netip.AddrPortFrom(l.A.IP, TCPNodePort)}
 	var open []net.Conn
-	for i := range 100 {
+	for i := range flows {
 		c, err := l.Dial(f)
 		if err != nil {
 			t.Fatal(err)
@@ -68,15 +69,15 @@ func (l *Lab) entriesEnd(t *testing.T, backend string) {
 	}
 	if got := mine(func(c api.Connection) bool {
 		return c.Type == "INGRESS" && c.Tethered && c.Translation == f.Address.String()
-	}); got != 100 {
-		t.Errorf("%d of 100 flows have an INGRESS entry that lives with the socket of %s", got, backend)
+	}); got != flows {
+		t.Errorf("%d of %d flows have an INGRESS entry that lives with the socket of %s", got, flows, backend)
 	}
-	for _, c := range open[:50] {
+	for _, c := range open[:flows/2] {
 		c.Close()
 	}
-	netns.Eventually(t, unheard, "the entries of the flows that have ended go", func() bool { return mine(func(c api.Connection) bool { return c.Type == "INGRESS" }) == 50 })
+	netns.Eventually(t, unheard, "the entries of the flows that have ended go", func() bool { return mine(func(c api.Connection) bool { return c.Type == "INGRESS" }) == flows/2 })
 	// Those of the others stay, whoever is asked whether their sockets live.
-	for i, c := range open[50:] {
+	for i, c := range open[flows/2:] {
 		if err := echoOn(c, Payload(i, 100)); err != nil {
 			t.Errorf("a connection that stays: %v", err)
 		}
