@@ -61,7 +61,7 @@ unit: ## pure tests: seconds, no root, no clang
 ROOT_PACKAGES = $(shell $(GO) list -tags root ./... | grep -vE '/test/(kernels|kubernetes)$$')
 .PHONY: test-root
 test-root: need-root ## program, namespace and scenario levels, and containerd, on this kernel (root)
-	$(GO) test -tags root -count=1 -timeout 35m $(ROOT_PACKAGES)
+	$(GO) test -tags root -count=1 -timeout 20m $(ROOT_PACKAGES)
 
 .PHONY: test-kernels
 test-kernels: ## the root tests inside other kernels: KERNELS="6.1 newest" for some

@@ -32,8 +32,8 @@ func entries(t *testing.T, n *scenario.Node) (rows []api.Connection) {
 	return rows
 }
 
-// An end of which the kernel tells no program, as it has been seen to, is found by the roll call
-// of sockets within 150 s (docs/conntrack.md).
+// An end of which the kernel tells no program, as it does once in a thousand where it has no
+// trampolines, is found by the roll call of sockets within 150 s (docs/conntrack.md).
 const unheard = 170 * time.Second
 
 // Flows from outside to a pod of the node, or to the node itself, end with the backend's socket.
@@ -43,7 +43,7 @@ var ends = group{name: "entries end with the backend's socket", tests: []modeTes
 }}
 
 func (l *Lab) entriesEnd(t *testing.T, backend string) {
-	const flows = 20 // each may be one whose end nobody hears
+	const flows, missed = 100, 1
 	l.Service(Spec{Pods: []string{backend}})
 	l.flush()
 	f := Frontend{"NodePort", "tcp", netip.AddrPortFrom(l.A.IP, TCPNodePort)}
@@ -75,7 +75,9 @@ func (l *Lab) entriesEnd(t *testing.T, backend string) {
 	for _, c := range open[:flows/2] {
 		c.Close()
 	}
-	netns.Eventually(t, unheard, "the entries of the flows that have ended go", func() bool { return mine(func(c api.Connection) bool { return c.Type == "INGRESS" }) == flows/2 })
+	ingress := func() int { return mine(func(c api.Connection) bool { return c.Type == "INGRESS" }) }
+	netns.Eventually(t, 20*time.Second, "the entries of the flows that have ended go", func() bool { return ingress() <= flows/2+missed })
+	netns.Eventually(t, unheard, "the last of them go", func() bool { return ingress() == flows/2 })
 	// Those of the others stay, whoever is asked whether their sockets live.
 	for i, c := range open[flows/2:] {
 		if err := echoOn(c, Payload(i, 100)); err != nil {
@@ -84,7 +86,9 @@ func (l *Lab) entriesEnd(t *testing.T, backend string) {
 		c.Close()
 	}
 	// The client closed first: the pod's socket is gone with its last ACK, and nothing waits.
-	netns.Eventually(t, unheard, "the entries of all flows end", func() bool { return mine(func(api.Connection) bool { return true }) == 0 })
+	all := func() int { return mine(func(api.Connection) bool { return true }) }
+	netns.Eventually(t, 20*time.Second, "the entries of all flows end", func() bool { return all() <= 2*missed }) // INGRESS and SVC
+	netns.Eventually(t, unheard, "the last of all end", func() bool { return all() == 0 })
 }
 
 // load is traffic through frontends that has to survive: of each, a connection
