@@ -88,7 +88,7 @@ var options = []option{
 		func(c *Config) *string { return &c.StateDir }, absolute),
 	text("cgroup", "where cgroup programs attach; empty: the root of the cgroup2 hierarchy", "an absolute path, or empty for the root of the cgroup2 hierarchy",
 		func(c *Config) *string { return &c.Cgroup }, orEmpty(absolute)),
-	text("metricsAddress", "address for /metrics, /healthz and /readyz; empty: off", "HOST:PORT with a port of 0 to 65535, or empty for off",
+	text("metricsAddress", "address for /metrics, /healthz, /readyz and /proxyMode; empty: off", "HOST:PORT with a port of 0 to 65535, or empty for off",
 		func(c *Config) *string { return &c.MetricsAddress }, orEmpty(hostPort)),
 	text("healthzAddress", "address for /healthz and /livez as load balancers ask a service proxy; empty: off", "HOST:PORT with a port of 0 to 65535, or empty for off",
 		func(c *Config) *string { return &c.HealthzAddress }, orEmpty(hostPort)),
