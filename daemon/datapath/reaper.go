@@ -66,7 +66,7 @@ type reaper struct {
 	runs, scanned      uint64
 	entries, embryonic uint64
 	tethered, failed   uint64
-	evicted            uint64
+	created, evicted   uint64    // created: before the pass that found tethered
 	swept              time.Time // when the numbers were found
 	interval, cpu      time.Duration
 }
@@ -104,10 +104,11 @@ func (r *reaper) run(ctx context.Context) error {
 			crowds = ended
 		case <-r.wake:
 		case <-timer.C:
-			if err := r.callRoll(rollInterval); err != nil {
-				// The entries stay: somebody else's timers are no reason to cut connections.
-				r.log.Warn("look for missed ends of sockets", "error", err)
-			}
+		}
+		// Before each pass, whoever asked for it: where endpoints come and go all the time, the timer never fires.
+		if err := r.callRoll(rollInterval); err != nil {
+			// The entries stay: somebody else's timers are no reason to cut connections.
+			r.log.Warn("look for missed ends of sockets", "error", err)
 		}
 		found, err := r.pass(func(*bpf.Sweep) {})
 		if err != nil {
@@ -116,8 +117,8 @@ func (r *reaper) run(ctx context.Context) error {
 		r.mu.Lock()
 		r.interval = nextInterval(r.interval, time.Since(last), found, uint64(r.bpf.CT.MaxEntries()))
 		next := r.interval
-		if r.tethered > 0 && r.bpf.Hook.Mode == bpf.HookTracepoint {
-			next = min(next, rollInterval)
+		if r.bpf.Hook.Mode == bpf.HookTracepoint {
+			next = min(next, rollInterval) // flows may come whose end is not heard
 		}
 		r.mu.Unlock()
 		last = time.Now()
@@ -154,11 +155,15 @@ func (r *reaper) bury(before uint64) (crowds uint64, next time.Duration, err err
 }
 
 // callRoll has live sockets confirm their entries, unless that was less than
-// interval ago or nothing is tethered.
+// interval ago or no entry can be tethered.
 func (r *reaper) callRoll(interval time.Duration) error {
+	created, err := r.count(bpf.StatCreated)
+	if err != nil {
+		return err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if time.Since(r.called) < interval || r.tethered == 0 && !r.swept.IsZero() {
+	if time.Since(r.called) < interval || r.tethered == 0 && created == r.created && !r.swept.IsZero() {
 		return nil
 	}
 	r.called = time.Now()
@@ -197,7 +202,7 @@ func nextInterval(interval, elapsed time.Duration, found bpf.Sweep, size uint64)
 	case share > 0.25 || fill > 0.9:
 		// As much again would expire in the time that this share took.
 		interval = min(interval, elapsed) / 2
-	case share < 0.05:
+	case share < 0.05 && elapsed >= interval: // a pass that was asked for says nothing about a longer time
 		interval = interval * 3 / 2
 	}
 	if fill > 0.5 {
@@ -243,7 +248,7 @@ func (r *reaper) pass(change func(*bpf.Sweep)) (bpf.Sweep, error) {
 	r.endpoints, r.backends, r.crowds, r.roll = false, false, false, 0
 	r.runs++
 	r.scanned += s.Scanned
-	r.entries, r.embryonic, r.tethered = s.Entries, s.Embryonic, s.Tethered
+	r.entries, r.embryonic, r.tethered, r.created = s.Entries, s.Embryonic, s.Tethered, created
 	r.failed += s.Failed
 	r.swept = time.Now()
 	return s, nil

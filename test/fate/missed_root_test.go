@@ -26,17 +26,7 @@ func TestSocketsWhoseEndIsNotHeardLeaveNothing(t *testing.T) {
 	cgroup := netns.NewCgroup(t, "node")
 	n := packet.NewNode(t, packet.Options{MaxEntries: 4096, Hook: bpf.HookTracepoint, Cgroup: cgroup.Path})
 	cgroup.Enter(t)
-	for _, name := range []string{"on_tcp_destroy", "on_set_state"} {
-		pins, err := filepath.Glob(filepath.Join(n.BPFFS, "v*", "links", "hook-"+name+"*"))
-		if err != nil || len(pins) != 2 {
-			t.Fatalf("%s is pinned as %q (%v)", name, pins, err)
-		}
-		for _, pin := range pins {
-			if err := os.Remove(pin); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
+	deaf(t, n.BPFFS)
 	client, server := n.Pod(t), n.Pod(t)
 	Serve(t, server.NS)
 	n.Service(t, packet.TCP, netip.AddrPortFrom(vips[0], TCPPort), server.At(false, 8080))
@@ -81,6 +71,46 @@ func TestSocketsWhoseEndIsNotHeardLeaveNothing(t *testing.T) {
 		t.Errorf("the sweep deleted %d entries for sockets that did not answer the roll call, %d are left", pass.Socket, len(left))
 	}
 }
+
+// deaf lets nobody hear the ends of TCP sockets of the daemon whose pins are below bpffs.
+func deaf(t *testing.T, bpffs string) {
+	t.Helper()
+	for _, name := range []string{"on_tcp_destroy", "on_set_state"} {
+		pins, err := filepath.Glob(filepath.Join(bpffs, "v*", "links", "hook-"+name+"*"))
+		if err != nil || len(pins) != 2 {
+			t.Fatalf("%s is pinned as %q (%v)", name, pins, err)
+		}
+		for _, pin := range pins {
+			if err := os.Remove(pin); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestUnheardEndsAreFoundInTime has a daemon look for them that has little to do else, and
+// whose backends change at times: passes for which it was asked make it no lazier.
+func TestUnheardEndsAreFoundInTime(t *testing.T) {
+	n := newNode(t, 2, "--conntrack-hook", "tracepoint")
+	for i := range 12 {
+		n.Write("changing.yaml", fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata: {name: changing, namespace: default}\nspec: {clusterIP: 10.96.0.99, ports: [{port: 80}]}\n"+
+			"---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: changing, namespace: default, labels: {kubernetes.io/service-name: changing}}\naddressType: IPv4\nports: [{port: 80}]\n"+
+			"endpoints: [{addresses: [10.244.9.%d]}]\n", i+1))
+		time.Sleep(300 * time.Millisecond) // or several changes have one pass
+	}
+	deaf(t, n.BPFFS)
+	if err := Churn(n.Pod("client").NS, 4, 20, vips[:1], LateFIN); err != nil {
+		t.Fatal(err)
+	}
+	if found := entries(t, n); len(found) < 20 {
+		t.Fatalf("%d entries are left of 20 flows whose ends were not heard:\n%s", len(found), show(found))
+	}
+	left(t, n, unheard, nothing)
+}
+
+// unheard is how long an entry may be left: until the next roll call, and the one after it where
+// the flow had ended just before.
+const unheard = 140 * time.Second
 
 // TestWhoEndsBuriesWhoEndedBefore has nobody who takes out what sockets left: others' ends do.
 func TestWhoEndsBuriesWhoEndedBefore(t *testing.T) {

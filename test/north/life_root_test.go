@@ -33,8 +33,8 @@ func entries(t *testing.T, n *scenario.Node) (rows []api.Connection) {
 }
 
 // An end of which the kernel tells no program, as it does once in a thousand where it has no
-// trampolines, is found by the roll call of sockets within 150 s (docs/conntrack.md).
-const unheard = 170 * time.Second
+// trampolines, is found by the first or second roll call of sockets after it (docs/conntrack.md).
+const unheard = 150 * time.Second
 
 // Flows from outside to a pod of the node, or to the node itself, end with the backend's socket.
 var ends = group{name: "entries end with the backend's socket", tests: []modeTest{
@@ -59,6 +59,15 @@ func (l *Lab) entriesEnd(t *testing.T, backend string) {
 		}
 		open = append(open, c)
 	}
+	defer func() {
+		if t.Failed() {
+			stats, err := l.A.API().ConntrackStats(context.Background())
+			t.Logf("%+v (%v)", stats, err)
+			for _, c := range entries(t, l.A) {
+				t.Logf("%+v", c)
+			}
+		}
+	}()
 	mine := func(state func(api.Connection) bool) (count int) {
 		for _, c := range entries(t, l.A) {
 			if strings.HasPrefix(c.Source, Client[0].String()+":") && state(c) {
