@@ -16,6 +16,7 @@ enum ct_type unused_ct_type __attribute__((unused));
 enum ct_state unused_ct_state __attribute__((unused));
 enum ct_flags unused_ct_flags __attribute__((unused));
 enum svc_flags unused_svc_flags __attribute__((unused));
+enum endpoint_limits unused_endpoint_limits __attribute__((unused));
 enum node_flags unused_node_flags __attribute__((unused));
 enum backend_state unused_backend_state __attribute__((unused));
 enum drop_reason unused_drop_reason __attribute__((unused));

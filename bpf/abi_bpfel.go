@@ -227,11 +227,18 @@ type abiEndpoint struct {
 	_       structs.HostLayout
 	Ifindex uint32
 	Id      uint16
-	Pad     uint16
+	Limits  uint16
 	Mac     [6]uint8
 	HostMac [6]uint8
 	Pad2    uint32
 }
+
+type abiEndpointLimits uint32
+
+const (
+	abiEndpointLimitsLIMIT_IN  abiEndpointLimits = 1
+	abiEndpointLimitsLIMIT_OUT abiEndpointLimits = 2
+)
 
 type abiEndpointPolicy struct {
 	_       structs.HostLayout
@@ -371,7 +378,7 @@ type abiSocketState struct {
 		Proto             uint8
 		Renamed           uint8
 		Held              uint8
-		Pad               uint8
+		Limits            uint8
 		Packets           uint64
 		Bytes             uint64
 		Synced            uint64
@@ -519,6 +526,7 @@ const (
 	abiVarUnusedCtType          = "unused_ct_type"
 	abiVarUnusedDirection       = "unused_direction"
 	abiVarUnusedDropReason      = "unused_drop_reason"
+	abiVarUnusedEndpointLimits  = "unused_endpoint_limits"
 	abiVarUnusedEvent           = "unused_event"
 	abiVarUnusedEventKind       = "unused_event_kind"
 	abiVarUnusedHookMode        = "unused_hook_mode"
@@ -623,6 +631,7 @@ type abiVariableSpecs struct {
 	UnusedCtType          *ebpf.VariableSpec `ebpf:"unused_ct_type"`
 	UnusedDirection       *ebpf.VariableSpec `ebpf:"unused_direction"`
 	UnusedDropReason      *ebpf.VariableSpec `ebpf:"unused_drop_reason"`
+	UnusedEndpointLimits  *ebpf.VariableSpec `ebpf:"unused_endpoint_limits"`
 	UnusedEvent           *ebpf.VariableSpec `ebpf:"unused_event"`
 	UnusedEventKind       *ebpf.VariableSpec `ebpf:"unused_event_kind"`
 	UnusedHookMode        *ebpf.VariableSpec `ebpf:"unused_hook_mode"`
@@ -733,6 +742,7 @@ type abiVariables struct {
 	UnusedCtType          *ebpf.Variable `ebpf:"unused_ct_type"`
 	UnusedDirection       *ebpf.Variable `ebpf:"unused_direction"`
 	UnusedDropReason      *ebpf.Variable `ebpf:"unused_drop_reason"`
+	UnusedEndpointLimits  *ebpf.Variable `ebpf:"unused_endpoint_limits"`
 	UnusedEvent           *ebpf.Variable `ebpf:"unused_event"`
 	UnusedEventKind       *ebpf.Variable `ebpf:"unused_event_kind"`
 	UnusedHookMode        *ebpf.Variable `ebpf:"unused_hook_mode"`

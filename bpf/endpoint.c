@@ -1,7 +1,7 @@
 //go:build ignore
 
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* The hooks on each pod's lxc, named as the host sees them. */
+/* The hooks on each pod's lxc, named as the host sees them, and on the device of its limit. */
 #include "lib/config.h"
 #include "lib/parse.h"
 #include "lib/endpoint.h"
@@ -73,7 +73,14 @@ int to_container(ctx_t *ctx)
 {
 	struct pkt p = { .direction = TO_ENDPOINT };
 
+	/* On its way by the qdisc only: all was done where it came in. */
+	if (limit_delivered(ctx))
+		return TC_ACT_UNSPEC;
 	return finish(ctx, &p, pod_in(ctx, &p));
 }
+
+/* On the device that is behind a sender's ingress qdisc. */
+SEC("tc")
+int from_limit(ctx_t *ctx) { return limit_resume(ctx); }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -51,6 +51,7 @@ const (
 	endpointMapPolicyDrafts         = "policy_drafts"
 	endpointMapWireRoutes           = "wire_routes"
 	endpointProgFromContainer       = "from_container"
+	endpointProgFromLimit           = "from_limit"
 	endpointProgToContainer         = "to_container"
 	endpointVarCacheDecisions       = "cache_decisions"
 	endpointVarCtDirectLimit        = "ct_direct_limit"
@@ -58,6 +59,7 @@ const (
 	endpointVarHairpinV6            = "hairpin_v6"
 	endpointVarHookMode             = "hook_mode"
 	endpointVarJiffiesPerSecond     = "jiffies_per_second"
+	endpointVarLimitMac             = "limit_mac"
 	endpointVarPolicyEnforced       = "policy_enforced"
 	endpointVarSnatPortFirst        = "snat_port_first"
 	endpointVarSnatPorts            = "snat_ports"
@@ -107,6 +109,7 @@ type endpointSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type endpointProgramSpecs struct {
 	FromContainer *ebpf.ProgramSpec `ebpf:"from_container"`
+	FromLimit     *ebpf.ProgramSpec `ebpf:"from_limit"`
 	ToContainer   *ebpf.ProgramSpec `ebpf:"to_container"`
 }
 
@@ -160,6 +163,7 @@ type endpointVariableSpecs struct {
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.VariableSpec `ebpf:"jiffies_per_second"`
+	LimitMac         *ebpf.VariableSpec `ebpf:"limit_mac"`
 	PolicyEnforced   *ebpf.VariableSpec `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
@@ -271,6 +275,7 @@ type endpointVariables struct {
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.Variable `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.Variable `ebpf:"jiffies_per_second"`
+	LimitMac         *ebpf.Variable `ebpf:"limit_mac"`
 	PolicyEnforced   *ebpf.Variable `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
@@ -282,12 +287,14 @@ type endpointVariables struct {
 // It can be passed to loadEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type endpointPrograms struct {
 	FromContainer *ebpf.Program `ebpf:"from_container"`
+	FromLimit     *ebpf.Program `ebpf:"from_limit"`
 	ToContainer   *ebpf.Program `ebpf:"to_container"`
 }
 
 func (p *endpointPrograms) Close() error {
 	return _EndpointClose(
 		p.FromContainer,
+		p.FromLimit,
 		p.ToContainer,
 	)
 }

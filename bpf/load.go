@@ -5,6 +5,7 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -64,6 +65,7 @@ type Maps struct {
 type Programs struct {
 	FromContainer *ebpf.Program
 	ToContainer   *ebpf.Program
+	FromLimit     *ebpf.Program
 	FromWire      *ebpf.Program
 	ToWire        *ebpf.Program
 	sweep         *ebpf.Program
@@ -80,10 +82,11 @@ type Datapath struct {
 	// Hook is how ends of sockets are noticed.
 	Hook Hook
 
-	options Options
-	pins    Pins
-	roll    rollCall
-	mu      sync.Mutex // of mooring_shared
+	options  Options
+	limitMAC net.HardwareAddr
+	pins     Pins
+	roll     rollCall
+	mu       sync.Mutex // of mooring_shared
 }
 
 // Load loads the programs and pins them and their maps below opts.BPFFS. Maps
@@ -143,6 +146,9 @@ func (d *Datapath) load(opts Options) error {
 	if err := d.configure(specs, opts); err != nil {
 		return err
 	}
+	if d.limitMAC, err = limitMAC(specs); err != nil {
+		return err
+	}
 	endpoint, err := d.collection(specs, opts)
 	if err != nil {
 		return err
@@ -150,6 +156,7 @@ func (d *Datapath) load(opts Options) error {
 	defer endpoint.Close()
 	d.FromContainer = endpoint.DetachProgram("from_container")
 	d.ToContainer = endpoint.DetachProgram("to_container")
+	d.FromLimit = endpoint.DetachProgram("from_limit")
 	if err := d.loadWire(opts); err != nil {
 		return err
 	}
@@ -262,7 +269,7 @@ func (d *Datapath) Close() error {
 	} {
 		m.Close()
 	}
-	for _, p := range []*ebpf.Program{d.FromContainer, d.ToContainer, d.FromWire, d.ToWire, d.sweep, d.bury, d.clock} {
+	for _, p := range []*ebpf.Program{d.FromContainer, d.ToContainer, d.FromLimit, d.FromWire, d.ToWire, d.sweep, d.bury, d.clock} {
 		p.Close()
 	}
 	d.roll.close()

@@ -123,7 +123,7 @@ int from_wire(ctx_t *ctx)
 			return TC_ACT_SHOT;
 		__builtin_memcpy(eth->h_dest, done->mac, ETH_ALEN);
 		__builtin_memcpy(eth->h_source, done->host_mac, ETH_ALEN);
-		return bpf_redirect_peer(done->ifindex, 0);
+		return limit_deliver(ctx, done->ifindex, done->limits);
 	}
 	/* What a device in promiscuous mode sees of others' is not for us. */
 	if (ctx->pkt_type != PACKET_HOST)

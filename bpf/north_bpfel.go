@@ -61,6 +61,7 @@ const (
 	northVarHairpinV6            = "hairpin_v6"
 	northVarHookMode             = "hook_mode"
 	northVarJiffiesPerSecond     = "jiffies_per_second"
+	northVarLimitMac             = "limit_mac"
 	northVarPolicyEnforced       = "policy_enforced"
 	northVarSnatPortFirst        = "snat_port_first"
 	northVarSnatPorts            = "snat_ports"
@@ -166,6 +167,7 @@ type northVariableSpecs struct {
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.VariableSpec `ebpf:"jiffies_per_second"`
+	LimitMac         *ebpf.VariableSpec `ebpf:"limit_mac"`
 	PolicyEnforced   *ebpf.VariableSpec `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
@@ -282,6 +284,7 @@ type northVariables struct {
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.Variable `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.Variable `ebpf:"jiffies_per_second"`
+	LimitMac         *ebpf.Variable `ebpf:"limit_mac"`
 	PolicyEnforced   *ebpf.Variable `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`

@@ -47,6 +47,7 @@ const (
 	overlayMapMooringVerdicts      = "mooring_verdicts"
 	overlayProgFromOverlay         = "from_overlay"
 	overlayProgToOverlay           = "to_overlay"
+	overlayVarLimitMac             = "limit_mac"
 )
 
 // loadOverlay returns the embedded CollectionSpec for overlay.
@@ -134,6 +135,7 @@ type overlayMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type overlayVariableSpecs struct {
+	LimitMac *ebpf.VariableSpec `ebpf:"limit_mac"`
 }
 
 // overlayObjects contains all objects after they have been loaded into the kernel.
@@ -225,6 +227,7 @@ func (m *overlayMaps) Close() error {
 //
 // It can be passed to loadOverlayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type overlayVariables struct {
+	LimitMac *ebpf.Variable `ebpf:"limit_mac"`
 }
 
 // overlayPrograms contains all programs after they have been loaded into the kernel.

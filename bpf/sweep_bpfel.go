@@ -56,6 +56,7 @@ const (
 	sweepVarHairpinV6            = "hairpin_v6"
 	sweepVarHookMode             = "hook_mode"
 	sweepVarJiffiesPerSecond     = "jiffies_per_second"
+	sweepVarLimitMac             = "limit_mac"
 	sweepVarPolicyEnforced       = "policy_enforced"
 	sweepVarSnatPortFirst        = "snat_port_first"
 	sweepVarSnatPorts            = "snat_ports"
@@ -156,6 +157,7 @@ type sweepVariableSpecs struct {
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.VariableSpec `ebpf:"jiffies_per_second"`
+	LimitMac         *ebpf.VariableSpec `ebpf:"limit_mac"`
 	PolicyEnforced   *ebpf.VariableSpec `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
@@ -261,6 +263,7 @@ type sweepVariables struct {
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.Variable `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.Variable `ebpf:"jiffies_per_second"`
+	LimitMac         *ebpf.Variable `ebpf:"limit_mac"`
 	PolicyEnforced   *ebpf.Variable `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`

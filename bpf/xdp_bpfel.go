@@ -59,6 +59,7 @@ const (
 	xdpVarHairpinV6            = "hairpin_v6"
 	xdpVarHookMode             = "hook_mode"
 	xdpVarJiffiesPerSecond     = "jiffies_per_second"
+	xdpVarLimitMac             = "limit_mac"
 	xdpVarPolicyEnforced       = "policy_enforced"
 	xdpVarSnatPortFirst        = "snat_port_first"
 	xdpVarSnatPorts            = "snat_ports"
@@ -163,6 +164,7 @@ type xdpVariableSpecs struct {
 	HairpinV6        *ebpf.VariableSpec `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.VariableSpec `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.VariableSpec `ebpf:"jiffies_per_second"`
+	LimitMac         *ebpf.VariableSpec `ebpf:"limit_mac"`
 	PolicyEnforced   *ebpf.VariableSpec `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
@@ -278,6 +280,7 @@ type xdpVariables struct {
 	HairpinV6        *ebpf.Variable `ebpf:"hairpin_v6"`
 	HookMode         *ebpf.Variable `ebpf:"hook_mode"`
 	JiffiesPerSecond *ebpf.Variable `ebpf:"jiffies_per_second"`
+	LimitMac         *ebpf.Variable `ebpf:"limit_mac"`
 	PolicyEnforced   *ebpf.Variable `ebpf:"policy_enforced"`
 	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`

@@ -135,7 +135,7 @@ struct socket_cache {
 	__u8 proto;
 	__u8 renamed;		/* to_src is a service's: where to_ifindex is 0 the routes say which device, and the stack is passed by */
 	__u8 held;		/* the entry is, by the socket: no timer ends it */
-	__u8 pad;
+	__u8 limits;		/* enum endpoint_limits, on the way */
 	__u64 packets, bytes;	/* as the entry is to have them */
 	__u64 synced;		/* jiffies64 when it got them */
 };
@@ -171,11 +171,16 @@ enum hook_mode {
 	HOOK_TRAMPOLINE = 2,	/* fentry, after the last packet */
 };
 
+enum endpoint_limits {
+	LIMIT_IN = 1 << 0,	/* what the pod gets is to pass the host end's root qdisc */
+	LIMIT_OUT = 1 << 1,	/* and what it sends, its ingress qdisc */
+};
+
 /* A pod's interface, by each of its addresses. */
 struct endpoint {
 	__u32 ifindex;		/* of the host end, in the node's namespace */
 	__u16 id;
-	__u16 pad;
+	__u16 limits;		/* enum endpoint_limits */
 	__u8 mac[6];		/* the pod's end */
 	__u8 host_mac[6];	/* the host's end: the pod's gateway */
 	__u32 pad2;

@@ -14,6 +14,7 @@ ALWAYS int source_check(ctx_t *ctx, struct pkt *p)
 	if (!ep || ep->ifindex != ctx_ifindex(ctx))
 		return -DROP_SOURCE_ADDRESS;
 	p->from_id = ep->id;
+	p->limits = ep->limits & LIMIT_OUT;
 	eth = pkt_at(ctx, 0, sizeof(*eth));
 	if (!eth)
 		return -DROP_TRUNCATED;

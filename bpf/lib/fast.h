@@ -125,6 +125,7 @@ ALWAYS int fast_to_pod(ctx_t *ctx, struct pkt *p, const struct addr *pod, struct
 	p->to_ifindex = ep->ifindex;
 	to->magic = WIRE_META;
 	to->ifindex = ep->ifindex;
+	to->limits = ep->limits & LIMIT_IN;
 	__builtin_memcpy(to->mac, ep->mac, ETH_ALEN);
 	__builtin_memcpy(to->host_mac, ep->host_mac, ETH_ALEN);
 	return meta_reserve(ctx);

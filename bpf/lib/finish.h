@@ -4,7 +4,7 @@
 #define MOORING_FINISH_H
 
 #include <linux/pkt_cls.h>
-#include "ctx.h"
+#include "limit.h"
 
 ALWAYS int monitored(void)
 {
@@ -79,10 +79,12 @@ ALWAYS int finish(ctx_t *ctx, struct pkt *p, int verdict)
 			return bpf_redirect(ctx->ifindex, 0);
 		return bpf_redirect_peer(ctx->ifindex, 0);
 	case TO_POD:
-		count(p, DROP_NONE);
-		return bpf_redirect_peer(p->to_ifindex, 0);
 	case TO_NEIGHBOUR:
 		count(p, DROP_NONE);
+		if (p->limits & LIMIT_OUT)
+			return limit_detour(ctx, p, verdict);
+		if (verdict == TO_POD)
+			return limit_deliver(ctx, p->to_ifindex, p->limits);
 		return bpf_redirect_neigh(p->to_ifindex, NULL, 0, 0);
 	}
 	count(p, DROP_NONE);

@@ -24,6 +24,7 @@ ALWAYS int forward(ctx_t *ctx, struct pkt *p)
 		return -DROP_REWRITE;
 	__builtin_memcpy(eth->h_dest, to->mac, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, to->host_mac, ETH_ALEN);
+	p->limits |= to->limits & LIMIT_IN;
 	p->to_ifindex = to->ifindex;
 	return TO_POD;
 }

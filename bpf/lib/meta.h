@@ -10,6 +10,7 @@ struct wire_meta {
 	__u32 magic;
 	__u32 ifindex;		/* the pod's interface */
 	__u8 mac[6], host_mac[6];
+	__u32 limits;		/* enum endpoint_limits */
 };
 
 #define WIRE_META 0x6d6f6f72

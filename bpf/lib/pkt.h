@@ -54,6 +54,7 @@ struct pkt {
 	__u8 tcp_flags;		/* the 13th byte of the TCP header */
 	__u8 v6 : 1;
 	__u8 direction : 7;	/* enum direction: which hook this is */
+	__u8 limits;		/* enum endpoint_limits: of its sender and of the pod that it is for */
 	__u16 flags;		/* enum pkt_flags */
 	__u16 l3, l4;		/* offsets */
 	__u16 from_id, to_id;	/* endpoint ids, 0: not here */

@@ -157,6 +157,7 @@ ALWAYS int socket_forward(ctx_t *ctx, struct pkt *p)
 	c->bytes += p->len;
 	p->from_id = c->from_id;
 	p->to_id = c->to_id;
+	p->limits = c->limits;
 	ret = socket_rewrite(ctx, p, c);
 	if (ret)
 		return ret;
@@ -359,6 +360,7 @@ RARELY int socket_remember(ctx_t *ctx, struct pkt *p)
 	c->proto = p->proto;
 	c->renamed = !p->to_id && (p->flags & PKT_RENAMED);
 	c->held = ct_tether_of(p) == TETHER_HELD;
+	c->limits = p->limits;
 	c->ifindex = ctx->ifindex;
 	c->addresses = sum_fold((__u64)addr_diff(&c->src, &c->to_src, p->v6) + addr_diff(&c->dst, &c->to_dst, p->v6));
 	c->ports = sum_fold((__u64)port_diff(c->sport, c->to_sport) + port_diff(c->dport, c->to_dport));

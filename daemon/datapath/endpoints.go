@@ -5,9 +5,7 @@ package datapath
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net"
-	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -23,15 +21,23 @@ type endpoints struct {
 	reaper *reaper
 	doors  *doors
 
+	shaping *shaping
+
 	mu    sync.Mutex
-	netns map[uint32]string // of the pods, by endpoint
+	known map[uint32]model.Endpoint // by id
 }
 
 // namespaces are those of the pods.
 func (e *endpoints) namespaces() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return slices.Collect(maps.Values(e.netns))
+	var paths []string
+	for _, ep := range e.known {
+		if ep.Netns != "" {
+			paths = append(paths, ep.Netns)
+		}
+	}
+	return paths
 }
 
 // refresh gives the endpoints that are attached today's programs. An interface
@@ -58,6 +64,14 @@ func (e *endpoints) refresh() error {
 
 // AddEndpoint makes a pod's addresses known. Doing it again is fine.
 func (e *endpoints) AddEndpoint(ep model.Endpoint) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.known[ep.ID] = ep
+	return e.write(ep)
+}
+
+// write brings an endpoint's entries to what is known of it.
+func (e *endpoints) write(ep model.Endpoint) error {
 	value := bpf.Endpoint{Ifindex: uint32(ep.Ifindex), Id: uint16(ep.ID)}
 	for _, mac := range []struct {
 		text string
@@ -69,14 +83,7 @@ func (e *endpoints) AddEndpoint(ep model.Endpoint) error {
 		}
 		copy(mac.to[:], parsed)
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.netns == nil {
-		e.netns = make(map[uint32]string)
-	}
-	if ep.Netns != "" {
-		e.netns[ep.ID] = ep.Netns
-	}
+	value.Limits = e.shaping.of(ep)
 	for _, ip := range ep.IPs {
 		key := bpf.ToAddr(ip)
 		if err := e.doors.open(key); err != nil {
@@ -97,7 +104,8 @@ func (e *endpoints) AddEndpoint(ep model.Endpoint) error {
 func (e *endpoints) RemoveEndpoint(ep model.Endpoint) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	delete(e.netns, ep.ID)
+	delete(e.known, ep.ID)
+	e.shaping.forget(ep)
 	for _, ip := range ep.IPs {
 		key := bpf.ToAddr(ip)
 		var have bpf.Endpoint

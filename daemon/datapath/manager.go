@@ -16,6 +16,7 @@ import (
 	"github.com/mooring-cni/mooring/bpf"
 	"github.com/mooring-cni/mooring/conf"
 	"github.com/mooring-cni/mooring/daemon/api"
+	"github.com/mooring-cni/mooring/daemon/model"
 	"github.com/mooring-cni/mooring/daemon/policy"
 )
 
@@ -73,7 +74,10 @@ func New(opts Options) (*Manager, error) {
 		d.Close()
 		return nil, err
 	}
-	m.endpoints = &endpoints{bpf: d, bpffs: opts.BPFFS, reaper: m.reaper, doors: doors}
+	m.endpoints = &endpoints{
+		bpf: d, bpffs: opts.BPFFS, reaper: m.reaper, doors: doors,
+		shaping: newShaping(d, opts.Log), known: make(map[uint32]model.Endpoint),
+	}
 	m.reaper.namespaces = m.endpoints.namespaces
 	m.events = &events{bpf: d, log: opts.Log}
 	m.overlay = &overlay{bpf: d}
@@ -105,6 +109,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	wg.Go(func() { m.events.run(ctx) })
 	wg.Go(func() { m.host.run(ctx) })
 	wg.Go(func() { m.services.run(ctx, m.log) })
+	wg.Go(func() { m.endpoints.watchLimits(ctx, m.log) })
 	return m.reaper.run(ctx)
 }
 
@@ -120,7 +125,7 @@ func (m *Manager) Hook() api.HookStatus {
 
 // Problems are what of the datapath does not work, while the rest does.
 func (m *Manager) Problems() []string {
-	return slices.Concat(m.host.problems(), m.north.trouble(), m.services.problems())
+	return slices.Concat(m.host.problems(), m.north.trouble(), m.services.problems(), m.endpoints.unlimited())
 }
 
 // Drops counts dropped packets since the maps were made.
@@ -150,4 +155,6 @@ func (m *Manager) Drops() (map[api.Drop]api.DropCount, error) {
 }
 
 // Cleanup removes the datapath's pins, and with them what is attached by them.
-func Cleanup(bpffs string) error { return errors.Join(bpf.Remove(bpffs), bpf.DetachUplinks()) }
+func Cleanup(bpffs string) error {
+	return errors.Join(bpf.Remove(bpffs), bpf.DetachUplinks(), bpf.DetachLimits())
+}

@@ -59,6 +59,8 @@ type node struct {
 	programs   string
 	references string
 	network    string
+	daemon     *netns.Process
+	flags      []string
 }
 
 const service = `
@@ -84,7 +86,7 @@ metadata: {name: client, namespace: default, labels: {app: client}}
 
 var clusterIPs = []string{"10.96.0.10", "fd00:10:96::10"}
 
-func newNode(t *testing.T) *node {
+func newNode(t *testing.T, flags ...string) *node {
 	t.Helper()
 	n := &node{Node: netns.NewNode(t), t: t}
 	var err error
@@ -102,14 +104,21 @@ func newNode(t *testing.T) *node {
 		}
 	}
 	n.write("manifests/web.yaml", service)
-	n.Start(t, filepath.Join(n.programs, "mooringd"), "--cgroup", netns.NewCgroup(t, "node").Path, "--node-name", n.NodeName, "--manifests", filepath.Join(n.Dir, "manifests"),
+	n.flags = append([]string{"--cgroup", netns.NewCgroup(t, "node").Path, "--node-name", n.NodeName, "--manifests", filepath.Join(n.Dir, "manifests"),
 		"--pod-cidrs", fmt.Sprint(n.PodCIDRs[0], ",", n.PodCIDRs[1]), "--socket", n.Socket, "--bpffs", n.BPFFS, "--state-dir", n.StateDir,
-		"--conntrack-max-entries", "65536", "--log-level", "debug")
+		"--conntrack-max-entries", "65536", "--log-level", "debug"}, flags...)
+	n.up(t)
+	return n
+}
+
+// up starts the daemon.
+func (n *node) up(t *testing.T) {
+	t.Helper()
+	n.daemon = n.Start(t, filepath.Join(n.programs, "mooringd"), n.flags...)
 	netns.Eventually(t, time.Minute, "mooringd is ready", func() bool {
 		_, err := n.Get("http://127.0.0.1:9964/readyz")
 		return err == nil
 	})
-	return n
 }
 
 func (n *node) write(name, content string) {
