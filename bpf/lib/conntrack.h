@@ -202,7 +202,7 @@ static __noinline void ct_mirror(const struct ct_entry *e, const struct pkt *p, 
 		return;
 	ct_svc_key_of(&key, e, reply ? &p->dst : &p->src, reply ? p->dport : p->sport, p->proto);
 	svc = ct_at(&key);
-	if (!svc || svc->backend != e->backend)
+	if (!svc || !(reply ? ct_decided(svc, e, &p->sent_dst, p->sent_dport) : ct_decided(svc, e, &p->src, p->sport)))
 		return;
 	svc->state = e->state;
 	/* What a reset ended does not wait as long as what is half closed. */

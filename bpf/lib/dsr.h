@@ -94,6 +94,16 @@ ALWAYS void dsr_follow(struct pkt *p, struct ct_entry *e, struct north_way *w)
 	p->flags |= PKT_DSR;
 }
 
+/*
+ * How full the table may be for one more flow of which only the client is heard. A
+ * datagram costs a flood as little as its first one did; for who says that there was a handshake
+ * there is room left, and behind that for those of which it is known.
+ */
+ALWAYS __u64 dsr_room(const struct pkt *p)
+{
+	return p->proto == IPPROTO_TCP ? ct_direct_limit + ct_direct_limit / 2 : ct_direct_limit;
+}
+
 #ifndef MOORING_XDP
 
 /*

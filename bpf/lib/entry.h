@@ -147,6 +147,33 @@ ALWAYS void ct_svc_key_of_flow(struct ct_key *k, const struct ct_key *flow, cons
 }
 
 /*
+ * Whether a SVC entry is that of a flow from this end, as the wire has it: the client may
+ * have begun anew, and to the same backend from another port of this node's.
+ */
+ALWAYS int ct_decided(const struct ct_entry *svc, const struct ct_entry *e, const struct addr *initiator, __be16 port)
+{
+	if (svc->backend != e->backend || svc->backend_generation != e->backend_generation)
+		return 0;
+	if (addr_zero(&svc->origin))
+		return addr_zero(&e->origin) || (e->flags & CT_F_HAIRPIN);
+	return svc->origin_port == port && addr_eq(&svc->origin, initiator);
+}
+
+ALWAYS int ct_decided_for(const struct ct_entry *svc, const struct ct_entry *e, const struct ct_key *flow)
+{
+	int ret;
+
+	if (e->flags & CT_F_INITIATOR_HIGH) {
+		ret = ct_decided(svc, e, &flow->addr[1], flow->port[1]);
+		/* As above. */
+		asm volatile("" ::: "memory");
+	} else {
+		ret = ct_decided(svc, e, &flow->addr[0], flow->port[0]);
+	}
+	return ret;
+}
+
+/*
  * Delete the SVC entry of a flow that goes, unless another flow has taken the decision
  * over. Returns how many went.
  */
@@ -164,8 +191,7 @@ ALWAYS int ct_end_decision(const struct ct_key *flow, const struct ct_entry *e)
 		return 0;
 	/* Read before the rest: who takes it over changes it first. */
 	life = *(volatile __u32 *)&svc->life;
-	return !svc->cookie[0] && svc->backend == e->backend &&
-	       svc->backend_generation == e->backend_generation && ct_claim(svc, life) &&
+	return !svc->cookie[0] && ct_decided_for(svc, e, flow) && ct_claim(svc, life) &&
 	       ct_delete_claimed(&key, svc);
 }
 
@@ -239,7 +265,7 @@ ALWAYS void ct_bury_at(struct ct_bench *b, const struct ct_key *flow, struct ct_
 		if (e->service) {
 			ct_svc_key_of_flow(&end->key, flow, e);
 			svc = bpf_map_lookup_elem(&mooring_ct, &end->key);
-			if (svc && !svc->cookie[0] && svc->backend == e->backend)
+			if (svc && !svc->cookie[0] && ct_decided_for(svc, e, flow))
 				ct_demote(&end->key, svc, &b->copy);
 		}
 		ct_demote(flow, e, &b->copy);

@@ -240,7 +240,7 @@ ALWAYS int north_continue(struct pkt *p, struct north_way *w)
 	p->service = e->service;
 	if (e->flags & CT_F_DSR) {
 		dsr_follow(p, e, w);
-		if ((e->flags & CT_F_EMBRYONIC) && e->state == CT_ESTABLISHED && ct_live_entries() < ct_direct_limit)
+		if ((e->flags & CT_F_EMBRYONIC) && e->state == CT_ESTABLISHED && ct_live_entries() < dsr_room(p))
 			ct_promote(&key);
 		return NEXT;
 	}
@@ -279,8 +279,11 @@ RARELY int north_decide(ctx_t *ctx, struct pkt *p)
 	return ret || p->service ? ret : north_begin(ctx, p, w);
 }
 
-/* The flow's entry has been heard, and allowed: until it is asked again the service's entry speaks for it. */
-RARELY int north_settle(struct pkt *p)
+/*
+ * The flow's entry has been heard, and allowed: until it is asked again the service's entry
+ * speaks for it. Where no flood reaches the one, none is to reach the other.
+ */
+RARELY int north_settle(struct pkt *p, __u32 kept)
 {
 	struct ct_entry *e;
 	struct ct_key key;
@@ -292,6 +295,8 @@ RARELY int north_settle(struct pkt *p)
 	if (e) {
 		e->policy = p->generation;
 		e->confirmed = bpf_jiffies64();
+		if (kept && (e->flags & CT_F_EMBRYONIC))
+			ct_promote(&key);
 	}
 	return 0;
 }
@@ -299,6 +304,7 @@ RARELY int north_settle(struct pkt *p)
 /* What the table knows of the flow takes part, and is told. */
 ALWAYS int north_account(struct pkt *p, const struct north_way *w)
 {
+	__u32 kept;
 	int ret;
 
 	p->flow = NULL;
@@ -307,9 +313,13 @@ ALWAYS int north_account(struct pkt *p, const struct north_way *w)
 	/* Left by an earlier flow on these ports: made again with today's names. */
 	if (p->flow && (p->flow->service != p->service || p->flow->nat_port != p->sent_dport))
 		p->flow = NULL;
-	ret = policy_check(p) ?: ct_commit(p);
+	ret = policy_check(p);
+	if (ret)
+		return ret;
+	kept = p->flow && p->flow->state == CT_ESTABLISHED && !(p->flow->flags & CT_F_EMBRYONIC);
+	ret = ct_commit(p);
 	if (!ret && !(w->flags & WAY_FRESH))
-		north_settle(p);
+		north_settle(p, kept);
 	return ret;
 }
 

@@ -8,6 +8,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -201,14 +202,18 @@ func restartUnderLoad(t *testing.T, l *Lab) {
 }
 
 // A flood of SYNs from outside breaks no connection, neither to a pod of the node
-// nor to one of another.
+// nor to one of another, even if the connection began when the tables were full.
 var floods = group{name: "a flood breaks no connection", tests: []modeTest{{"flood", flood}}}
 
 func flood(t *testing.T, l *Lab) {
 	established := connections()
-	l.flush()
 	l.Service(Spec{Pods: []string{"a-1", "b-1"}})
 	f := Frontend{"LoadBalancer", "tcp", netip.AddrPortFrom(Balancer[0], TCPPort)}
+	targets := []Frontend{f, {"NodePort", "tcp", netip.AddrPortFrom(l.A.IP, TCPNodePort)}, {"NodePort", "udp", netip.AddrPortFrom(l.A.IP, UDPNodePort)}}
+	l.forge(t, packet.Segment(netip.AddrPortFrom(Client[0], 999), f.Address, packet.RST)) // the neighbour is known
+	for _, target := range slices.Backward(targets) {                                     // last the one that was seen to break most
+		l.flood(t, target)
+	}
 	open := make([]net.Conn, established)
 	report(t, "connections", established, parallel(established, func(i int) error {
 		c, err := l.Dial(f)
@@ -229,23 +234,28 @@ func flood(t *testing.T, l *Lab) {
 	if t.Failed() {
 		return
 	}
-	l.forge(t, packet.Segment(netip.AddrPortFrom(Client[0], 999), f.Address, packet.RST)) // the neighbour is known
-	for _, target := range []Frontend{f, {"NodePort", "tcp", netip.AddrPortFrom(l.A.IP, TCPNodePort)}, {"NodePort", "udp", netip.AddrPortFrom(l.A.IP, UDPNodePort)}} {
-		began := time.Now()
-		count := 4 * capacity()
-		err := fate.Forge(l.Client, l.wire, l.A.IP.String(), count, func(i int) packet.Packet {
-			source := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 16), byte(i >> 8)}), uint16(1024+i%64000))
-			if target.Network == "udp" {
-				return packet.Datagram(source, target.Address, "x")
-			}
-			return packet.Segment(source, target.Address, packet.SYN)
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("%d packets to %s in %v", count, target, time.Since(began))
+	for _, target := range targets {
+		l.flood(t, target)
 		report(t, "established connections", established, parallel(established, func(i int) error { return echoOn(open[i], Payload(i, 100)) }))
 		// And new ones still come in.
 		report(t, "new connections", 20, parallel(20, func(i int) error { _, err := l.check(f, Payload(i, 100)); return err }))
 	}
+}
+
+// flood begins many more flows at a frontend than the tables have room for.
+func (l *Lab) flood(t *testing.T, target Frontend) {
+	t.Helper()
+	began := time.Now()
+	count := 4 * capacity()
+	err := fate.Forge(l.Client, l.wire, l.A.IP.String(), count, func(i int) packet.Packet {
+		source := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, byte(i >> 16), byte(i >> 8)}), uint16(1024+i%64000))
+		if target.Network == "udp" {
+			return packet.Datagram(source, target.Address, "x")
+		}
+		return packet.Segment(source, target.Address, packet.SYN)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d packets to %s in %v", count, target, time.Since(began))
 }

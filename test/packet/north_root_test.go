@@ -189,6 +189,65 @@ func TestABackendOnAnotherNodeSeesThisOne(t *testing.T) {
 	})
 }
 
+// A client may begin anew while the backend still knows the port that this node took for
+// it before: what becomes of that port's flow is nothing to the connection that lives.
+func TestTheNodesLastPortForAClientIsNotTheNext(t *testing.T) {
+	hooks(t, Options{}, func(t *testing.T, n *Node) {
+		families(t, func(t *testing.T, v6 bool) {
+			from, door, backend := outside(v6, 1, 4000), n.NodePort(v6, 30080), elsewhere(v6, 8080)
+			n.Service(t, TCP, door, backend)
+			last := n.Wire(t, Segment(from, door, SYN)).Src
+			// The backend's answer is to an earlier client of that port, and is refused.
+			n.Wire(t, Segment(backend, last, ACK)).leaves(t, door, from)
+			n.Wire(t, Segment(from, door, RST)).leaves(t, last, backend)
+
+			source := n.Wire(t, Segment(from, door, SYN)).Src
+			n.Wire(t, Segment(backend, source, SYN|ACK)).leaves(t, door, from)
+			n.Wire(t, Segment(from, door, ACK)).leaves(t, source, backend)
+			svc, _ := n.ServiceEntry(t, TCP, from, door)
+			if source == last || svc.State != bpf.CTEstablished || svc.Flags&bpf.CTEmbryonic != 0 {
+				t.Fatalf("%s after %s: state %d, flags %#x", source, last, svc.State, svc.Flags)
+			}
+			// What is still on its way says nothing of the one that lives.
+			n.Wire(t, Segment(backend, last, FIN|ACK)).leaves(t, door, from)
+			n.Wire(t, Segment(backend, last, RST)).leaves(t, door, from)
+			if svc, _ := n.ServiceEntry(t, TCP, from, door); svc.State != bpf.CTEstablished || svc.Flags&bpf.CTReset != 0 {
+				t.Errorf("what came for %s made it state %d, flags %#x", last, svc.State, svc.Flags)
+			}
+			n.age(t, 60)
+			n.sweep(t, bpf.CTClosing, TCP)
+			if _, there := n.FlowEntry(t, TCP, last, backend); there {
+				t.Errorf("the flow from %s stays", last)
+			}
+			for range 3 {
+				n.Wire(t, Segment(from, door, ACK)).leaves(t, source, backend)
+			}
+		})
+	})
+}
+
+// A decision that was lost is made again in the middle of its flow, which is where no flood
+// reaches it: so is the decision then.
+func TestADecisionThatIsMadeAgainIsKeptWithItsFlow(t *testing.T) {
+	hooks(t, Options{}, func(t *testing.T, n *Node) {
+		web := n.Pod(t)
+		families(t, func(t *testing.T, v6 bool) {
+			from, door, backend := outside(v6, 1, 4000), n.NodePort(v6, 30080), web.At(v6, 8080)
+			n.Service(t, TCP, door, backend)
+			n.Wire(t, Segment(from, door, SYN)).arrives(t, web, from, backend)
+			n.From(t, web, Segment(backend, from, SYN|ACK)).leaves(t, door, from)
+			n.Wire(t, Segment(from, door, ACK)).arrives(t, web, from, backend)
+			if err := n.CT.Delete(ServiceKey(TCP, from, door)); err != nil {
+				t.Fatalf("the service's entry is not where established flows are: %v", err)
+			}
+			n.Wire(t, Segment(from, door, ACK)).arrives(t, web, from, backend)
+			if svc, there := n.ServiceEntry(t, TCP, from, door); !there || svc.State != bpf.CTEstablished || svc.Flags&bpf.CTEmbryonic != 0 {
+				t.Errorf("made again (%v) it has state %d, flags %#x", there, svc.State, svc.Flags)
+			}
+		})
+	})
+}
+
 func TestWhenTheNodesPortsAreUsedUpItIsCounted(t *testing.T) {
 	hooks(t, Options{MaxEntries: 4096, SNATPorts: bpf.PortRange{First: 5000, Last: 5007}}, func(t *testing.T, n *Node) {
 		families(t, func(t *testing.T, v6 bool) {
