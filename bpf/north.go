@@ -90,7 +90,7 @@ func (d *Datapath) AttachUplink(ifname string, ifindex int) error {
 func (d *Datapath) UplinkLinks() ([]string, error) {
 	pins, err := filepath.Glob(d.pins.link("*", wireHook.name))
 	for i := range pins {
-		pins[i] = strings.TrimSuffix(filepath.Base(pins[i]), "-"+wireHook.name)
+		pins[i] = withDots.Replace(strings.TrimSuffix(filepath.Base(pins[i]), "-"+wireHook.name))
 	}
 	return pins, err
 }

@@ -26,9 +26,17 @@ func PinsAt(bpffs string) Pins {
 	return Pins{filepath.Join(bpffs, fmt.Sprintf("v%d", ABIVersion))}
 }
 
-func (p Pins) maps() string                 { return filepath.Join(p.root, "maps") }
-func (p Pins) program(name string) string   { return filepath.Join(p.root, "programs", name) }
-func (p Pins) link(dev, hook string) string { return filepath.Join(p.root, "links", dev+"-"+hook) }
+func (p Pins) maps() string               { return filepath.Join(p.root, "maps") }
+func (p Pins) program(name string) string { return filepath.Join(p.root, "programs", name) }
+func (p Pins) link(dev, hook string) string {
+	return filepath.Join(p.root, "links", withoutDots.Replace(dev)+"-"+hook)
+}
+
+// A BPF filesystem refuses names with a dot (EPERM), as the devices of VLANs have them.
+var (
+	withoutDots = strings.NewReplacer("%", "%25", ".", "%2e")
+	withDots    = strings.NewReplacer("%25", "%", "%2e", ".")
+)
 
 // Mount makes bpffs usable: the directory is made, and a BPF filesystem is
 // mounted on it unless it is on one already.

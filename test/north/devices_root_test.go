@@ -16,10 +16,10 @@ import (
 )
 
 // A device that is not there is named, and the others work. It is served when it
-// comes, and again when it comes back under its name.
+// comes, and again when it comes back under its name, which may be like that of a VLAN's.
 func TestDevicesComeAndGo(t *testing.T) {
 	for _, mode := range []Mode{{"native", "snat"}, {"off", "snat"}} {
-		t.Run(mode.String(), func(t *testing.T) { devices(t, New(t, mode, "--devices", netns.Uplink+",wan")) })
+		t.Run(mode.String(), func(t *testing.T) { devices(t, New(t, mode, "--devices", netns.Uplink+",wan.7")) })
 	}
 }
 
@@ -44,10 +44,10 @@ func devices(t *testing.T, l *Lab) {
 		return s
 	}
 	named := func(s api.Status) bool {
-		return slices.ContainsFunc(s.Problems, func(p string) bool { return strings.Contains(p, "wan") })
+		return slices.ContainsFunc(s.Problems, func(p string) bool { return strings.Contains(p, "wan.7") })
 	}
 	shown := func(s api.Status) bool {
-		return slices.ContainsFunc(s.XDP, func(x api.XDPStatus) bool { return x.Device == "wan" })
+		return slices.ContainsFunc(s.XDP, func(x api.XDPStatus) bool { return x.Device == "wan.7" })
 	}
 	others := func() {
 		t.Helper()
@@ -62,9 +62,9 @@ func devices(t *testing.T, l *Lab) {
 		l.flush()
 		others()
 
-		netns.Veth(t, l.Client, "wan", l.A.NS, "wan")
-		l.Client.Addr(t, "wan", wanClient[0], wanClient[1])
-		l.A.Addr(t, "wan", wanNode[0].String()+"/24", wanNode[1].String()+"/64")
+		netns.Veth(t, l.Client, "wan.7", l.A.NS, "wan.7")
+		l.Client.Addr(t, "wan.7", wanClient[0], wanClient[1])
+		l.A.Addr(t, "wan.7", wanNode[0].String()+"/24", wanNode[1].String()+"/64")
 		netns.Eventually(t, soon, "the device that has come is served", func() bool { s := status(); return !named(s) && shown(s) })
 		for _, addr := range wanNode {
 			f := Frontend{"NodePort", "tcp", netip.AddrPortFrom(addr, TCPNodePort)}
@@ -73,7 +73,7 @@ func devices(t *testing.T, l *Lab) {
 				return err == nil && a.Pod != ""
 			})
 		}
-		if err := l.A.Netlink().LinkDel(l.A.Link(t, "wan")); err != nil {
+		if err := l.A.Netlink().LinkDel(l.A.Link(t, "wan.7")); err != nil {
 			t.Fatal(err)
 		}
 	}
