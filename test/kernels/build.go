@@ -40,7 +40,7 @@ func build(ctx context.Context, root, dir string, jobs []Job) ([]builtJob, error
 		b := builtJob{Job: j, commands: commands, source: root,
 			binary: filepath.Join(dir, strings.ReplaceAll(strings.TrimPrefix(j.Package, "./"), "/", "-")+".test")}
 		if !done[j.Package] {
-			if _, err := command(ctx, env, root, "go", "test", "-c", "-tags", "root", "-ldflags", "-s -w", "-o", b.binary, j.Package); err != nil {
+			if _, err := command(ctx, env, root, "go", "test", "-c", "-tags", "root,kernels", "-ldflags", "-s -w", "-o", b.binary, j.Package); err != nil {
 				return nil, fmt.Errorf("job %s: %w", j.name(), err)
 			}
 			if _, err := os.Stat(b.binary); err != nil {

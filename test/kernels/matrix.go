@@ -41,7 +41,7 @@ var Matrix = []Kernel{
 // that has one built in, or not at all, boots all the same.
 var Modules = []string{
 	// Devices of the node and its pods.
-	"veth", "vxlan", "bridge", "dummy", "macvlan", "tun",
+	"veth", "vxlan", "bridge", "dummy", "macvlan", "tun", "8021q",
 	// Queues and classifiers.
 	"sch_ingress", "cls_bpf", "sch_tbf", "sch_fq", "sch_netem",
 	// Socket tables as netlink gives them, and closing sockets through it.
@@ -64,7 +64,7 @@ type Job struct {
 	// Name is the subtest's; empty takes the package's path. Two jobs of one
 	// package (say, one a hook mode) need two names.
 	Name string
-	// Package is built with `go test -c -tags root`, as ./path from the module's
+	// Package is built with `go test -c -tags root,kernels`, as ./path from the module's
 	// root. The guest runs it in /src/path, with the package's testdata beside it.
 	Package string
 	// Run and Skip are -test.run and -test.skip; an empty Run means all. A Run
@@ -103,6 +103,9 @@ var Jobs = []Job{
 	{Name: "everyend", Package: "./test/fate", Run: everyEnd, Timeout: 10 * time.Minute, Kernels: []string{"6.1"}},
 	{Name: "everyend/trampoline", Package: "./test/fate", Run: everyEnd, Timeout: 10 * time.Minute, Kernels: []string{"6.12", "newest"},
 		Env: []string{"MOORING_HOOK=trampoline"}},
+	// The machine's own kernel need not have VLANs.
+	{Name: "vlan", Package: "./test/north", Run: "^TestServicesAreReachedByAVLAN$", Timeout: 10 * time.Minute, Kernels: []string{"6.12", "newest"},
+		Commands: datapathCommands, Programs: datapathPrograms},
 	{Name: "unnamed", Package: "./test/packet", Run: "^TestAnACKWithoutASocket$", Kernels: []string{"6.1", "6.12"}},
 }
 
