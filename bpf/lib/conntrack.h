@@ -157,6 +157,7 @@ static __noinline int ct_promote(const struct ct_key *key)
 {
 	struct ct_draft *d = ct_draft();
 	struct ct_entry *e;
+	__u32 life;
 	long err;
 
 	if (!d)
@@ -165,6 +166,10 @@ static __noinline int ct_promote(const struct ct_key *key)
 	if (!e)
 		return 0;
 	d->entry = *e;
+	life = d->entry.life;
+	/* A flood may have taken its place while it was read. */
+	if (bpf_map_lookup_elem(&mooring_ct_embryonic, key) != e)
+		return 0;
 	d->entry.flags &= ~CT_F_EMBRYONIC;
 	d->entry.life &= ~CT_LIFE_CLAIMED;
 	err = bpf_map_update_elem(&mooring_ct, key, &d->entry, BPF_NOEXIST);
@@ -176,7 +181,7 @@ static __noinline int ct_promote(const struct ct_key *key)
 		ct_live_add(1);
 		ct_count(CT_STAT_PROMOTED);
 	}
-	if (ct_claim(e, e->life))
+	if (ct_claim(e, life))
 		bpf_map_delete_elem(&mooring_ct_embryonic, key);
 	return 1;
 }
@@ -280,14 +285,14 @@ ALWAYS int ct_update(struct ct_entry *e, const struct pkt *p)
  * Overwrite an entry with the next flow on its tuple, unless somebody is deleting it.
  * It is claimed meanwhile: nobody may judge it by what is half the last flow's.
  */
-ALWAYS int ct_take_over(struct ct_entry *e, const struct ct_entry *next)
+ALWAYS int ct_take_over(const struct ct_key *key, struct ct_entry *e, const struct ct_entry *next)
 {
 	__u32 life = e->life;
 	__u32 place = e->flags & CT_F_EMBRYONIC;
 
 	/* A claim on an entry that was not heard of for long is taken for one left behind. */
 	e->seen = next->seen;
-	if (!ct_claim(e, life))
+	if (!ct_claim_of(key, e, life))
 		return 0;
 	e->cookie[0] = next->cookie[0];
 	e->cookie[1] = next->cookie[1];
@@ -311,7 +316,9 @@ ALWAYS int ct_take_over(struct ct_entry *e, const struct ct_entry *next)
 	e->flags = (next->flags & ~CT_F_EMBRYONIC) | place;
 	e->policy = next->policy;
 	e->confirmed = 0;
-	__sync_val_compare_and_swap(&e->life, life | CT_LIFE_CLAIMED, life + 2);
+	/* Read again, as it was claimed: there is no room to keep it. */
+	life = *(volatile __u32 *)&e->life;
+	__sync_val_compare_and_swap(&e->life, life, (life & ~CT_LIFE_CLAIMED) + 2);
 	return 1;
 }
 
@@ -335,7 +342,7 @@ ALWAYS int ct_put(struct ct_draft *d, int absent)
 		if ((!direct && !absent) || i) {
 			e = ct_at(&d->key);
 			if (e) {
-				if (ct_take_over(e, &d->entry)) {
+				if (ct_take_over(&d->key, e, &d->entry)) {
 					ct_count(CT_STAT_CREATED);
 					ct_count(CT_STAT_TAKEN_OVER);
 					return NEXT;

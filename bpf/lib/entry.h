@@ -97,6 +97,21 @@ ALWAYS int ct_claim(struct ct_entry *e, __u32 life)
 	       __sync_val_compare_and_swap(&e->life, life, life | CT_LIFE_CLAIMED) == life;
 }
 
+/*
+ * The same of what was looked up without anything that only this flow has, such as a
+ * socket's cookie: between the look and the claim its place may have become another
+ * key's. Looked up again: what is claimed stays where it is.
+ */
+ALWAYS int ct_claim_of(const struct ct_key *key, struct ct_entry *e, __u32 life)
+{
+	if (!ct_claim(e, life))
+		return 0;
+	if (ct_at(key) == e)
+		return 1;
+	__sync_fetch_and_and(&e->life, ~CT_LIFE_CLAIMED);
+	return 0;
+}
+
 /* Delete a key whose entry was claimed. One that cannot be is given back, for the sweep to try again. */
 ALWAYS int ct_delete_claimed(const struct ct_key *key, struct ct_entry *e)
 {
@@ -191,7 +206,7 @@ ALWAYS int ct_end_decision(const struct ct_key *flow, const struct ct_entry *e)
 		return 0;
 	/* Read before the rest: who takes it over changes it first. */
 	life = *(volatile __u32 *)&svc->life;
-	return !svc->cookie[0] && ct_decided_for(svc, e, flow) && ct_claim(svc, life) &&
+	return !svc->cookie[0] && ct_decided_for(svc, e, flow) && ct_claim_of(&key, svc, life) &&
 	       ct_delete_claimed(&key, svc);
 }
 
@@ -244,7 +259,7 @@ static __noinline void ct_demote(const struct ct_key *key, struct ct_entry *e, s
 {
 	__u32 life = e->life;
 
-	if (!copy || (e->flags & CT_F_EMBRYONIC) || !ct_claim(e, life))
+	if (!copy || (e->flags & CT_F_EMBRYONIC) || !ct_claim_of(key, e, life))
 		return;
 	*copy = *e;
 	copy->life = life;

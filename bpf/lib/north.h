@@ -454,7 +454,7 @@ RARELY int north_supersede(struct pkt *p)
 	if (!north_supersedes(p, e) || (!(e->flags & CT_F_INGRESS) && !north_own_address(&p->dst)))
 		return 0;
 	n = ct_end_decision(&key, e);
-	n += ct_claim(e, life) && ct_delete_claimed(&key, e);
+	n += ct_claim_of(&key, e, life) && ct_delete_claimed(&key, e);
 	ct_count_by(CT_STAT_TAKEN_OVER, n);
 	return 0;
 }

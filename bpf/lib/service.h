@@ -133,7 +133,7 @@ RARELY int svc_withdraw(struct pkt *p)
 	if (e->packets[0] != 1 || e->cookie[0] != p->cookie || e->backend != p->backend)
 		return 0;
 	/* What never was is not counted as made, either. */
-	if (ct_claim(e, life) && ct_delete_claimed(&key, e))
+	if (ct_claim_of(&key, e, life) && ct_delete_claimed(&key, e))
 		ct_count_by(CT_STAT_CREATED, -1);
 	return 0;
 }
