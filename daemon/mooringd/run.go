@@ -47,6 +47,9 @@ func run(ctx context.Context, config conf.Config, log *slog.Logger, open opener)
 		return err
 	}
 	defer listener.Close()
+	if directory, is := objects.(*source.Directory); is {
+		directory.Prepare()
+	}
 
 	podCIDRs := config.PodCIDRs
 	if len(podCIDRs) == 0 { // as an earlier run had them, until the Node object is known

@@ -125,6 +125,11 @@ func (t *Table) Frontends(name model.Name) ([]model.Frontend, bool) {
 // Apply takes what a source delivers.
 func (t *Table) Apply(c model.Changes) Update {
 	dirty := make(map[model.Name]bool, len(c.Services))
+	if len(t.services) == 0 && len(t.slices) == 0 {
+		// Maps that grow are filled twice over.
+		t.services, t.claims = make(map[model.Name]*entry, len(c.Services)), make(map[model.AddrPort]claim, len(c.Services))
+		t.slices, t.parts = make(map[model.Name]*model.EndpointSlice, len(c.Slices)), make(map[model.Name][]*model.EndpointSlice, len(c.Slices))
+	}
 	if node, changed := c.Nodes[t.given.Name]; changed {
 		t.self = node
 		t.relocate(dirty)

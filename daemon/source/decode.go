@@ -709,7 +709,8 @@ func convert(file string, k kind, data []byte, r *report) (any, bool) {
 			return s, true
 		}
 	case kindSlice:
-		var o discoveryv1.EndpointSlice
+		// Endpoints are large, and a list that grows is copied again and again.
+		o := discoveryv1.EndpointSlice{Endpoints: make([]discoveryv1.Endpoint, 0, bytes.Count(data, []byte(`"addresses":`)))}
 		if !decode(data, &o, r) {
 			return nil, false
 		}

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -17,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/mooring-cni/mooring/daemon/model"
 )
@@ -55,7 +56,7 @@ const (
 // object, the first by name has it.
 type Directory struct {
 	path string
-	// The state belongs to Run's goroutine.
+	// The state belongs to Run's goroutine, and before that to Prepare's.
 	files     map[string]*manifest
 	troubled  map[string]bool // files with problems
 	claims    map[key][]claim // sorted; the first one is in use
@@ -66,6 +67,8 @@ type Directory struct {
 	synced    bool
 	watcher   *watcher
 	pending   map[string]*pending
+	prepared  chan struct{} // closed when it has been read for the first time
+	lasted    time.Duration // looking at it then
 
 	// What the sink has heard.
 	touched    bool // since then something was looked at anew
@@ -118,18 +121,32 @@ func NewDirectory(path string) *Directory {
 	}
 }
 
+// Prepare begins to read the directory while others get ready: of what it takes
+// to be there that is the larger part, and for another processor than what loads
+// programs. Run waits for it.
+func (d *Directory) Prepare() {
+	d.prepared = make(chan struct{})
+	go func() {
+		defer close(d.prepared)
+		d.watcher = newWatcher()
+		d.identify()
+		d.lasted = d.scan(nil)
+	}()
+}
+
 // Run reads the directory, delivers all of it and then every change, until the
 // context ends. As long as there is no directory it delivers only the problem,
 // not synced: an absent directory says nothing about what should be.
 func (d *Directory) Run(ctx context.Context, sink Sink) error {
-	d.watcher = newWatcher()
+	if d.prepared == nil {
+		d.Prepare()
+	}
+	<-d.prepared
 	defer d.watcher.close()
-	d.identify()
-	lasted := d.scan(nil)
 	d.deliver(sink)
 	identity := time.NewTicker(identityPeriod)
 	defer identity.Stop()
-	poll := time.NewTimer(pollPause(lasted))
+	poll := time.NewTimer(pollPause(d.lasted))
 	defer poll.Stop()
 	settled := time.NewTicker(settle / 2)
 	settled.Stop()
@@ -315,7 +332,17 @@ func (d *Directory) scan(names []string) (looking time.Duration) {
 	d.touched = true
 	files := make([]*manifest, len(names)) // nil: there is none
 	parallel(len(names), func(i int) { files[i] = read(d.path, names[i], d.files[names[i]]) })
-	dirty := make(map[key]bool)
+	objects := 0
+	for _, f := range files {
+		if f != nil {
+			objects += len(f.objects)
+		}
+	}
+	dirty := make(map[key]bool, objects)
+	if len(d.files) == 0 {
+		// Maps that grow are filled twice over.
+		d.files, d.claims, d.delivered = make(map[string]*manifest, len(names)), make(map[key][]claim, objects), make(map[key]any, objects)
+	}
 	for i, name := range names {
 		before, after := d.files[name], files[i]
 		delete(d.troubled, name)
@@ -336,12 +363,12 @@ func (d *Directory) scan(names []string) (looking time.Duration) {
 
 // differs tells whether a file may have changed since it was read.
 func (d *Directory) differs(name string) bool {
-	info, err := os.Stat(filepath.Join(d.path, name))
 	before := d.files[name]
-	if err != nil {
-		return before != nil
+	if before == nil {
+		return true // or gone again, as reading it will find
 	}
-	return before == nil || before.stamp != stampOf(info)
+	info, err := os.Stat(filepath.Join(d.path, name))
+	return err != nil || before.stamp != stampOf(info)
 }
 
 func stampOf(info fs.FileInfo) stamp {
@@ -400,44 +427,66 @@ func read(directory, name string, before *manifest) *manifest {
 }
 
 // content gives what a regular file holds. Opening does not wait for the other
-// end of a pipe, and a size is no promise for what is still being written.
+// end of a pipe, and a size is no promise for what is still being written. The
+// system's calls are called themselves: os.File does twice as many, for a poller
+// that regular files have no use for.
 func content(path string) ([]byte, stamp, error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	fd, err := again(func() (int, error) {
+		return unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	})
 	if err != nil {
 		at := stamp{}
 		if info, statErr := os.Stat(path); statErr == nil {
 			at = stampOf(info)
 		}
-		return nil, at, fmt.Errorf("cannot be opened: %w", unwrapPath(err))
+		return nil, at, fmt.Errorf("cannot be opened: %w", err)
 	}
-	defer file.Close()
-	info, err := file.Stat()
-	if err != nil {
-		return nil, stamp{}, fmt.Errorf("cannot be read: %w", unwrapPath(err))
+	defer unix.Close(fd)
+	var info unix.Stat_t
+	if err := unix.Fstat(fd, &info); err != nil {
+		return nil, stamp{}, fmt.Errorf("cannot be read: %w", err)
 	}
-	at := stampOf(info)
-	if !info.Mode().IsRegular() {
-		return nil, at, fmt.Errorf("is not a regular file (%s)", info.Mode().Type())
+	at := stamp{
+		device: info.Dev, inode: info.Ino, size: info.Size, modified: time.Unix(info.Mtim.Unix()),
+		changed: syscall.Timespec{Sec: info.Ctim.Sec, Nsec: info.Ctim.Nsec},
 	}
-	tooLarge := fmt.Errorf("is larger than %d MiB and is not read; split it into several files", MaxFileSize>>20)
-	if info.Size() > MaxFileSize {
-		return nil, at, tooLarge
+	if info.Mode&unix.S_IFMT != unix.S_IFREG {
+		what, _ := os.Stat(path)
+		if what == nil {
+			return nil, at, errors.New("is not a regular file")
+		}
+		return nil, at, fmt.Errorf("is not a regular file (%s)", what.Mode().Type())
 	}
-	data := make([]byte, 0, info.Size()+1)
+	tooLarge := func() error {
+		return fmt.Errorf("is larger than %d MiB and is not read; split it into several files", MaxFileSize>>20)
+	}
+	if info.Size > MaxFileSize {
+		return nil, at, tooLarge()
+	}
+	data := make([]byte, 0, info.Size+1)
 	for {
-		n, err := file.Read(data[len(data):cap(data)])
-		data = data[:len(data)+n]
-		if errors.Is(err, io.EOF) {
+		n, err := again(func() (int, error) { return unix.Read(fd, data[len(data):cap(data)]) })
+		if err != nil {
+			return nil, at, fmt.Errorf("cannot be read: %w", err)
+		}
+		if n == 0 {
 			return data, at, nil
 		}
-		if err != nil {
-			return nil, at, fmt.Errorf("cannot be read: %w", unwrapPath(err))
-		}
+		data = data[:len(data)+n]
 		if len(data) > MaxFileSize {
-			return nil, at, tooLarge
+			return nil, at, tooLarge()
 		}
 		if len(data) == cap(data) {
 			data = slices.Grow(data, max(512, len(data)/2))
+		}
+	}
+}
+
+// again makes a system call once more where a signal came in between.
+func again(call func() (int, error)) (int, error) {
+	for {
+		if n, err := call(); err != unix.EINTR {
+			return n, err
 		}
 	}
 }

@@ -39,10 +39,15 @@ type listener struct {
 // listen runs a directory source until the test ends.
 func listen(t *testing.T, dir string) *listener {
 	t.Helper()
+	return listenTo(t, NewDirectory(dir))
+}
+
+func listenTo(t *testing.T, d *Directory) *listener {
+	t.Helper()
 	l := &listener{services: make(map[string]string), files: make(map[string]string)}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- NewDirectory(dir).Run(ctx, l.take) }()
+	go func() { done <- d.Run(ctx, l.take) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != context.Canceled {
@@ -419,6 +424,35 @@ func TestWhatIsNoReadableFileIsReportedAndKept(t *testing.T) {
 	l.expect(t, "huge", state{"web": "80"}, append(others, "web.yaml: is larger than 64 MiB and is not read")...)
 	write(t, filepath.Join(dir, "web.yaml"), serviceText("web", 81))
 	l.expect(t, "of the right size", state{"web": "81"}, others...)
+}
+
+func TestWhatChangesBetweenPreparingAndRunningIsTold(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "web.yaml"), serviceText("web", 80))
+	write(t, filepath.Join(dir, "old.yaml"), serviceText("old", 80))
+	d := NewDirectory(dir)
+	d.Prepare()
+	<-d.prepared
+	write(t, filepath.Join(dir, "web.yaml"), serviceText("web", 81))
+	write(t, filepath.Join(dir, "api.yaml"), serviceText("api", 82))
+	if err := os.Remove(filepath.Join(dir, "old.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	listenTo(t, d).expect(t, "changes since the first reading", state{"web": "81", "api": "82"})
+}
+
+func TestALinkToNothingIsNoManifest(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.Symlink(filepath.Join(dir, "later"), filepath.Join(dir, "web.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	l := listen(t, dir)
+	l.expect(t, "a link to nothing", state{})
+	l.keeps(t, "a link to nothing", time.Second)
+	write(t, filepath.Join(dir, "later"), serviceText("web", 80))
+	l.expect(t, "a link to a manifest", state{"web": "80"})
 }
 
 func TestLostEventsAreMadeUpFor(t *testing.T) {

@@ -19,7 +19,7 @@ func plainToJSON(data []byte, part string) (jsonText, bool) {
 			return jsonText{}, false
 		}
 	}
-	r := plainReader{data: data, json: make([]byte, 0, len(data))}
+	r := plainReader{data: data, json: make([]byte, 0, len(data)), keys: make([][]byte, 0, 16)}
 	r.line()
 	if r.indent == 0 && string(bytes.TrimRight(r.rest(), " ")) == "---" {
 		r.nextLine()
@@ -124,7 +124,7 @@ func (r *plainReader) block(column int) bool {
 		return r.sequence(column)
 	}
 	if r.depth == 1 {
-		r.head = []byte{'{'}
+		r.head = append(make([]byte, 0, 256), '{')
 	}
 	r.json = append(r.json, '{')
 	mine := len(r.keys)
