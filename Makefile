@@ -50,27 +50,31 @@ uninstall: ## take them away again; configuration and state of the daemon stay
 ##@ test
 
 .PHONY: test
-test: deps lint generate-check unit test-root test-kernels ## what CI runs (root; installs what it needs with apt); test-kubernetes is apart
+test: deps lint generate-check unit test-root test-kernels test-kubernetes ## what CI runs (root; installs what it needs with apt)
 
 .PHONY: unit
 unit: ## pure tests: seconds, no root, no clang
 	$(GO) vet ./...
 	$(GO) test ./...
 
+# Real time, real kernels: a test that fails runs once more, which tells one that fails always from one that
+# fails at times. The end of the output names either; the second is a bug as well.
+GOTESTSUM = $(GO) tool -modfile=.ci/test/go.mod gotestsum --rerun-fails=1
+
 # The levels up to a container runtime. What needs a cluster, or other kernels, has a target of its own.
 ROOT_PACKAGES = $(shell $(GO) list -tags root ./... | grep -vE '/test/(kernels|kubernetes)$$')
 .PHONY: test-root
 test-root: need-root ## program, namespace and scenario levels, and containerd, on this kernel (root)
-	$(GO) test -tags root -count=1 -timeout 20m $(ROOT_PACKAGES)
+	$(GOTESTSUM) --format pkgname-and-test-fails --packages="$(ROOT_PACKAGES)" -- -tags root -count=1 -timeout 40m
 
 .PHONY: test-kernels
 test-kernels: ## the root tests inside other kernels: KERNELS="6.1 newest" for some
-	$(GO) test -tags $(TAGS) -count=1 -timeout 20m -v ./test/kernels
+	$(GOTESTSUM) --format standard-verbose --rerun-fails-run-root-test --packages=./test/kernels -- -tags $(TAGS) -count=1 -timeout 40m
 
 .PHONY: test-kubernetes
 test-kubernetes: need-root ## clusters of two nodes: kubelets and control planes built from their modules (root)
 	@.ci/deps
-	$(GO) test -tags root -count=1 -timeout 60m -v ./test/kubernetes
+	$(GOTESTSUM) --format standard-verbose --rerun-fails-run-root-test --packages=./test/kubernetes -- -tags root -count=1 -timeout 60m
 
 # FOCUS="..." for some of the specs, NODES=3 for one that wants three, PROXY=kube-proxy to compare with it.
 .PHONY: conformance
