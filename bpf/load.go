@@ -3,6 +3,7 @@
 package bpf
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -83,6 +84,7 @@ type Datapath struct {
 	Hook Hook
 
 	options  Options
+	seal     [6]byte // by which from_wire knows what the driver's program has finished with
 	limitMAC net.HardwareAddr
 	pins     Pins
 	roll     rollCall
@@ -100,6 +102,8 @@ func Load(opts Options) (*Datapath, error) {
 		return nil, err
 	}
 	d := &Datapath{options: opts, pins: PinsAt(opts.BPFFS)}
+	rand.Read(d.seal[:])
+	d.seal[0] = d.seal[0]&^1 | 2 // a locally administered address of one station
 	if err := d.pins.make(); err != nil {
 		return nil, err
 	}
@@ -200,6 +204,7 @@ func (d *Datapath) configure(spec *ebpf.CollectionSpec, opts Options) error {
 		"cache_decisions":    cache,
 		"snat_port_first":    snat.First,
 		"snat_ports":         snat.count(),
+		"wire_seal":          d.seal,
 	} {
 		v := spec.Variables[name]
 		if v == nil {

@@ -105,6 +105,24 @@ ALWAYS int wire_in(ctx_t *ctx, struct pkt *p)
 		: wire_flow(ctx, p));
 }
 
+/* What the driver's program said about the packet is lost, but that it had finished with it. */
+RARELY int wire_deliver(ctx_t *ctx)
+{
+	struct endpoint *to;
+	struct ethhdr *eth;
+	struct addr dst;
+
+	if (!pkt_destination(ctx, &dst))
+		return TC_ACT_SHOT;
+	to = bpf_map_lookup_elem(&mooring_endpoints, &dst);
+	eth = pkt_at(ctx, 0, sizeof(*eth));
+	if (!to || !eth)
+		return TC_ACT_SHOT;
+	__builtin_memcpy(eth->h_dest, to->mac, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, to->host_mac, ETH_ALEN);
+	return limit_deliver(ctx, to->ifindex, to->limits);
+}
+
 SEC("tc")
 int from_wire(ctx_t *ctx)
 {
@@ -124,6 +142,11 @@ int from_wire(ctx_t *ctx)
 		__builtin_memcpy(eth->h_dest, done->mac, ETH_ALEN);
 		__builtin_memcpy(eth->h_source, done->host_mac, ETH_ALEN);
 		return limit_deliver(ctx, done->ifindex, done->limits);
+	}
+	if (meta_sealed(ctx)) {
+		if (ctx->vlan_present && bpf_skb_vlan_pop(ctx))
+			return TC_ACT_SHOT;
+		return wire_deliver(ctx);
 	}
 	/* What a device in promiscuous mode sees of others' is not for us. */
 	if (ctx->pkt_type != PACKET_HOST)

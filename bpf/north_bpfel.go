@@ -66,6 +66,7 @@ const (
 	northVarSnatPortFirst        = "snat_port_first"
 	northVarSnatPorts            = "snat_ports"
 	northVarUnnamedAcks          = "unnamed_acks"
+	northVarWireSeal             = "wire_seal"
 )
 
 // loadNorth returns the embedded CollectionSpec for north.
@@ -172,6 +173,7 @@ type northVariableSpecs struct {
 	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
 	UnnamedAcks      *ebpf.VariableSpec `ebpf:"unnamed_acks"`
+	WireSeal         *ebpf.VariableSpec `ebpf:"wire_seal"`
 }
 
 // northObjects contains all objects after they have been loaded into the kernel.
@@ -289,6 +291,7 @@ type northVariables struct {
 	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
 	UnnamedAcks      *ebpf.Variable `ebpf:"unnamed_acks"`
+	WireSeal         *ebpf.Variable `ebpf:"wire_seal"`
 }
 
 // northPrograms contains all programs after they have been loaded into the kernel.

@@ -65,6 +65,7 @@ const (
 	xdpVarSnatPorts            = "snat_ports"
 	xdpVarUnnamedAcks          = "unnamed_acks"
 	xdpVarWireMac              = "wire_mac"
+	xdpVarWireSeal             = "wire_seal"
 )
 
 // loadXdp returns the embedded CollectionSpec for xdp.
@@ -170,6 +171,7 @@ type xdpVariableSpecs struct {
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
 	UnnamedAcks      *ebpf.VariableSpec `ebpf:"unnamed_acks"`
 	WireMac          *ebpf.VariableSpec `ebpf:"wire_mac"`
+	WireSeal         *ebpf.VariableSpec `ebpf:"wire_seal"`
 }
 
 // xdpObjects contains all objects after they have been loaded into the kernel.
@@ -286,6 +288,7 @@ type xdpVariables struct {
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
 	UnnamedAcks      *ebpf.Variable `ebpf:"unnamed_acks"`
 	WireMac          *ebpf.Variable `ebpf:"wire_mac"`
+	WireSeal         *ebpf.Variable `ebpf:"wire_seal"`
 }
 
 // xdpPrograms contains all programs after they have been loaded into the kernel.

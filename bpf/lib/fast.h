@@ -152,11 +152,13 @@ ALWAYS int fast_leave(ctx_t *ctx, struct pkt *p)
 /* What tc is told goes in front of the packet when all else is done. */
 ALWAYS int fast_tell(ctx_t *ctx, const struct wire_meta *to)
 {
+	struct ethhdr *eth = pkt_linear(ctx, 0, sizeof(*eth));
 	struct wire_meta *m = meta_at(ctx);
 
-	if (!m)
+	if (!m || !eth)
 		return -DROP_REWRITE;
 	*m = *to;
+	meta_seal(eth);
 	return TO_POD;
 }
 

@@ -81,26 +81,6 @@ RARELY int limit_detour(ctx_t *ctx, struct pkt *p, __u32 verdict)
 	return TC_ACT_UNSPEC;
 }
 
-/* Where the packet is to. */
-ALWAYS int limit_destination(ctx_t *ctx, struct addr *dst)
-{
-	if (ctx->protocol == bpf_htons(ETH_P_IP)) {
-		struct iphdr *ip = pkt_at(ctx, ETH_HLEN, sizeof(*ip));
-
-		if (ip)
-			addr_from_v4(dst, ip->daddr);
-		return !!ip;
-	}
-	if (ctx->protocol == bpf_htons(ETH_P_IPV6)) {
-		struct ipv6hdr *ip = pkt_at(ctx, ETH_HLEN, sizeof(*ip));
-
-		if (ip)
-			addr_from_v6(dst, &ip->daddr);
-		return !!ip;
-	}
-	return 0;
-}
-
 /* Behind it: to the pod, if that is still there, or to the neighbour. */
 ALWAYS int limit_resume(ctx_t *ctx)
 {
@@ -110,7 +90,7 @@ ALWAYS int limit_resume(ctx_t *ctx)
 	struct addr dst;
 	__u32 ifindex;
 
-	if (!limit_destination(ctx, &dst))
+	if (!pkt_destination(ctx, &dst))
 		return TC_ACT_SHOT;
 	eth = pkt_at(ctx, 0, sizeof(*eth));
 	if (!eth)

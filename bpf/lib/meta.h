@@ -3,7 +3,7 @@
 #ifndef MOORING_META_H
 #define MOORING_META_H
 
-#include "ctx.h"
+#include "parse.h"
 
 /* In front of the frame, where nothing but an XDP program of this device writes. */
 struct wire_meta {
@@ -14,6 +14,13 @@ struct wire_meta {
 };
 
 #define WIRE_META 0x6d6f6f72
+
+/*
+ * In place of the sender's MAC, for when that is lost: where a capture on the device holds
+ * the frame as well, the kernel copies it before a program that changes packets begins, and
+ * the copy has nothing in front. Drawn by the daemon, and never on a wire: nobody can forge it.
+ */
+volatile const __u8 wire_seal[6] = {};
 
 #ifdef MOORING_XDP
 
@@ -31,6 +38,12 @@ ALWAYS struct wire_meta *meta_at(ctx_t *ctx)
 	return (void *)(m + 1) <= data ? m : NULL;
 }
 
+ALWAYS void meta_seal(struct ethhdr *eth)
+{
+	for (int i = 0; i < ETH_ALEN; i++)
+		eth->h_source[i] = wire_seal[i];
+}
+
 #else
 
 ALWAYS struct wire_meta *meta_at(ctx_t *ctx)
@@ -39,6 +52,19 @@ ALWAYS struct wire_meta *meta_at(ctx_t *ctx)
 	void *data = ctx_ptr(ctx, data);
 
 	return (void *)(m + 1) <= data && m->magic == WIRE_META ? m : NULL;
+}
+
+ALWAYS int meta_sealed(ctx_t *ctx)
+{
+	struct ethhdr *eth = pkt_at(ctx, 0, sizeof(*eth));
+
+	if (!eth)
+		return 0;
+	for (int i = 0; i < ETH_ALEN; i++) {
+		if (eth->h_source[i] != wire_seal[i])
+			return 0;
+	}
+	return 1;
 }
 
 #endif

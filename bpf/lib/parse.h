@@ -325,4 +325,28 @@ ALWAYS int pkt_parse(ctx_t *ctx, struct pkt *p)
 	return -DROP_ETHERTYPE;
 }
 
+#ifndef MOORING_XDP
+
+/* Where the packet is to, of one that was parsed by another program before. */
+ALWAYS int pkt_destination(ctx_t *ctx, struct addr *dst)
+{
+	if (ctx->protocol == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = pkt_at(ctx, ETH_HLEN, sizeof(*ip));
+
+		if (ip)
+			addr_from_v4(dst, ip->daddr);
+		return !!ip;
+	}
+	if (ctx->protocol == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr *ip = pkt_at(ctx, ETH_HLEN, sizeof(*ip));
+
+		if (ip)
+			addr_from_v6(dst, &ip->daddr);
+		return !!ip;
+	}
+	return 0;
+}
+
+#endif
+
 #endif

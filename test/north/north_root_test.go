@@ -74,7 +74,7 @@ func TestServicesFromOutside(t *testing.T) {
 			l := New(t, mode, "--conntrack-max-entries", fmt.Sprint(capacity()))
 			l.Pods("a-1", "a-2", "b-1", "b-2")
 			for _, g := range []group{
-				reach, who, inside, errorsAndMTU, processes, onePort, direct, networkPolicies, ends, restarts, floods,
+				reach, captured, who, inside, errorsAndMTU, processes, onePort, direct, networkPolicies, ends, restarts, floods,
 				onTheWire, answersThemselves, // which turn offloads off
 			} {
 				if g.mode != "" && g.mode != mode.NodePort {
@@ -207,6 +207,26 @@ var reach = group{name: "clients reach services", tests: []modeTest{
 	{"pods of another node", func(t *testing.T, l *Lab) { l.thousands(t, "b-1", "b-2") }},
 	{"pods of both", func(t *testing.T, l *Lab) { l.thousands(t, "a-1", "b-1") }},
 }}
+
+// Who listens on the uplink as well, as tcpdump does, changes nothing for anybody.
+var captured = group{name: "a capture on the uplink changes nothing", tests: []modeTest{{"capture", func(t *testing.T, l *Lab) {
+	l.Service(Spec{Pods: []string{"a-1", "b-1"}})
+	finished := map[bool]uint64{}
+	for _, listening := range []bool{false, true} {
+		if listening {
+			l.A.Capture(t, netns.Uplink)
+		}
+		start := driven(t, l.A)
+		l.eachFrontend(t, func(t *testing.T, f Frontend) {
+			report(t, f.String(), 20, parallel(20, func(i int) error { _, err := l.check(f, Payload(i, 300)); return err }))
+		})
+		finished[listening] = driven(t, l.A) - start
+	}
+	// Not even for the driver's program: its flows stay its own.
+	if finished[true] < finished[false]/2 {
+		t.Errorf("the driver's program has finished with %d packets, and with %d while somebody listened", finished[false], finished[true])
+	}
+}}}}
 
 // thousands of new connections all get their answer, through every frontend.
 func (l *Lab) thousands(t *testing.T, backends ...string) {
