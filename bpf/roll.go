@@ -60,23 +60,37 @@ func (d *Datapath) RollCall(namespaces []string) (uint32, time.Duration, error) 
 		return 0, 0, fmt.Errorf("number the roll call: %w", err)
 	}
 	var took time.Duration
-	done := make(chan error)
-	go func() {
-		// The thread ends with the goroutine: nothing else may run where it has been.
-		runtime.LockOSThread()
+	var err error
+	onThreadOfItsOwn(func() {
 		began := ThreadCPU()
 		// The node's own sockets first: this thread is where the daemon is.
-		all := d.roll.walk()
+		err = d.roll.walk()
 		for _, path := range namespaces {
-			if err := d.roll.in(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				all = errors.Join(all, fmt.Errorf("call the roll of sockets in %s: %w", path, err))
+			if failed := d.roll.in(path); failed != nil && !errors.Is(failed, fs.ErrNotExist) {
+				err = errors.Join(err, fmt.Errorf("call the roll of sockets in %s: %w", path, failed))
 			}
 		}
 		took = ThreadCPU() - began
-		done <- all
-	}()
-	err := <-done
+	})
 	return d.roll.last, took, err
+}
+
+// onThreadOfItsOwn runs f on a thread that ends with it: nothing else may run where f has
+// been. The process's first thread never ends, and where it is is where others take the
+// process to be (/proc/PID/ns): it has to wait meanwhile.
+func onThreadOfItsOwn(f func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			onThreadOfItsOwn(f)
+			runtime.UnlockOSThread()
+			return
+		}
+		f()
+	}()
+	<-done
 }
 
 // ThreadCPU is the CPU time that this thread has had.
