@@ -15,8 +15,10 @@
 //	}
 //
 // Contestants take turns, round by round, and the rounds' minimum and median are
-// kept; for rates, the maximum and median. packets.go has the means to run one
-// program, worker.go those to send real traffic.
+// kept; for rates, the maximum and median. A ratio of rates is the median of the
+// rounds' own ratios: a processor that is faster for a while is so for neighbours
+// in a round, and never for the best of all rounds of one contestant alone.
+// packets.go has the means to run one program, worker.go those to send real traffic.
 package bench
 
 import (
@@ -126,9 +128,13 @@ func (b *B) Add(c Contestant, samples []float64) {
 			b.Fatalf("%s is compared with %s, which is not measured before it", c.Name, c.Against)
 		}
 		base := b.rows[i]
-		row.Ratio = row.Best / base.Best
-		if c.Bound.InsteadOfBest {
+		switch {
+		case c.Bound.InsteadOfBest:
 			row.Ratio = row.Median / base.Median
+		case isRate(c.Unit) && len(samples) == len(base.Rounds):
+			row.Ratio = medianRatio(samples, base.Rounds)
+		default:
+			row.Ratio = row.Best / base.Best
 		}
 	}
 	value, unit := row.Best, " "+c.Unit
@@ -150,6 +156,16 @@ func (b *B) Add(c Contestant, samples []float64) {
 		row.Kept = new(value <= c.Bound.Most)
 	}
 	b.rows = append(b.rows, row)
+}
+
+// medianRatio is the median of the rounds' ratios.
+func medianRatio(samples, base []float64) float64 {
+	ratios := make([]float64, len(samples))
+	for i := range ratios {
+		ratios[i] = samples[i] / base[i]
+	}
+	slices.Sort(ratios)
+	return ratios[len(ratios)/2]
 }
 
 // Value adds a row of one figure that is no matter of rounds: memory, a count.

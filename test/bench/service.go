@@ -33,7 +33,7 @@ type client struct {
 }
 
 func measureServices(b *B) {
-	while, many := time.Second/2, 10_000
+	while, many := time.Second/5, 10_000
 	if b.Quick {
 		while, many = time.Second/20, 100
 	}
