@@ -35,7 +35,7 @@ func nodePortOf(kind Kind) uint16 {
 }
 
 func measureNorthFlows(b *B) {
-	while := time.Second / 2
+	while := time.Second / 5
 	if b.Quick {
 		while = time.Second / 20
 	}
@@ -104,6 +104,7 @@ func outsideClient(b *B, name string, n *Plain, change func(b *B, n *Plain, serv
 // policy is Local, a masquerade of whoever comes from outside.
 func nodePorts(masquerade bool) func(b *B, n *Plain, server *PlainPod) {
 	return func(b *B, n *Plain, server *PlainPod) {
+		n.forgetDatagrams(b)
 		NFTables(b, n.NS, 1, []netip.AddrPort{netip.AddrPortFrom(server.IP, TCPPort)})
 		var rules strings.Builder
 		rules.WriteString("add map ip proxy service-nodeports { type inet_proto . inet_service : verdict; }\n" +

@@ -103,9 +103,17 @@ func plainClient(b *B, name string, n *Plain, change func(n *Plain, b *B, client
 
 func proxied(layout Services, count int) func(n *Plain, b *B, from, server *PlainPod) netip.Addr {
 	return func(n *Plain, b *B, _, server *PlainPod) netip.Addr {
+		n.forgetDatagrams(b)
 		layout(b, n.NS, count, []netip.AddrPort{netip.AddrPortFrom(server.IP, TCPPort)})
 		return serviceAddress(0)
 	}
+}
+
+// forgetDatagrams lets nf_conntrack have entries of UDP for a second only: a fast
+// machine else fills its table within a few rounds, and what does not fit is dropped.
+func (n *Plain) forgetDatagrams(b *B) {
+	n.Sysctl(b, "net.netfilter.nf_conntrack_udp_timeout", "1")
+	n.Sysctl(b, "net.netfilter.nf_conntrack_udp_timeout_stream", "1")
 }
 
 // shortcut hands every packet of one pod to the other, whatever it is: the most
