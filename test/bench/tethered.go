@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 	"golang.org/x/sys/unix"
 
 	"github.com/mooring-cni/mooring/bpf"
@@ -153,6 +155,7 @@ func measureTetheredLive(b *B) {
 	hush()
 	floor := func() float64 { return perRun(b, empty, datagrams, idle) }
 
+	measureStorage(b, flows, datagrams, floor)
 	var one, many string
 	for _, way := range []struct {
 		name    string
@@ -187,6 +190,59 @@ func measureTetheredLive(b *B) {
 		for _, h := range holders {
 			h.end()
 		}
+	}
+}
+
+// measureStorage counts what a program takes that only reads and writes a word of each
+// socket's storage: less than that nothing takes that a socket has by heart.
+func measureStorage(b *B, flows, datagrams int, floor func() float64) {
+	n := NewPlain(b)
+	server := n.Pod(b)
+	storage, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: "storage", Type: ebpf.SkStorage, KeySize: 4, ValueSize: 8, Flags: unix.BPF_F_NO_PREALLOC,
+		Key: &btf.Int{Size: 4, Encoding: btf.Signed}, Value: &btf.Int{Size: 8},
+	})
+	if err != nil {
+		b.Fatalf("make storage for sockets: %v", err)
+	}
+	b.Cleanup(func() { storage.Close() })
+	const skbSocket = 168 // offset of sk in struct __sk_buff
+	p := (&Runner{T: b, NS: n.NS}).load(&ebpf.ProgramSpec{Name: "storage", Type: ebpf.SchedCLS, License: "Dual BSD/GPL", Instructions: asm.Instructions{
+		asm.LoadMem(asm.R2, asm.R1, skbSocket, asm.DWord),
+		asm.JEq.Imm(asm.R2, 0, "done"),
+		asm.LoadMapPtr(asm.R1, storage.FD()),
+		asm.Mov.Imm(asm.R3, 0),
+		asm.Mov.Imm(asm.R4, unix.BPF_SK_STORAGE_GET_F_CREATE),
+		asm.FnSkStorageGet.Call(),
+		asm.JEq.Imm(asm.R0, 0, "done"),
+		asm.LoadMem(asm.R1, asm.R0, 0, asm.DWord),
+		asm.Add.Imm(asm.R1, 1),
+		asm.StoreMem(asm.R0, 0, asm.R1, asm.DWord),
+		asm.Mov.Imm(asm.R0, 0).WithSymbol("done"),
+		asm.Return(),
+	}})
+	pod := func() *PlainPod {
+		from := n.Pod(b)
+		n.attach(b, p, from)
+		return from
+	}
+	to := netip.AddrPortFrom(server.IP, UDPPort)
+	hush := answerUntil(b, server.NS)
+	single := hold(b, pod().NS, to, 1)
+	var holders []*holder
+	for left := flows; left > 0; left -= flowsPerProcess {
+		holders = append(holders, hold(b, pod().NS, to, min(flowsPerProcess, left)))
+	}
+	hush()
+	each := func(total int, holders ...*holder) func() float64 {
+		return func() float64 { return perRun(b, p, total, holders...) - floor() }
+	}
+	one := "1 flow, a word of the socket's storage and nothing else"
+	b.Compare(
+		Contestant{Name: one, Unit: "ns", Once: each(datagrams, single)},
+		Contestant{Name: fmt.Sprintf("%d flows, a word of the socket's storage and nothing else", flows), Unit: "ns", Against: one, Once: each(flows, holders...)})
+	for _, h := range holders {
+		h.end()
 	}
 }
 
