@@ -98,6 +98,7 @@ const (
 	abiCtFlagsCT_F_EMBRYONIC      abiCtFlags = 256
 	abiCtFlagsCT_F_ENDED          abiCtFlags = 512
 	abiCtFlagsCT_F_DSR            abiCtFlags = 1024
+	abiCtFlagsCT_F_ALONE          abiCtFlags = 2048
 )
 
 type abiCtKey struct {

@@ -13,7 +13,7 @@ ALWAYS int wire_fast(ctx_t *ctx, struct pkt *p)
 	if (!w || !fast_parse(ctx, p))		/* fast.h   headers -> p                          */
 		return TO_STACK;
 	ct_keep(p);				/* conntrack.h  as it was sent                    */
-	ret = north_continue(p, w);		/* north.h  a flow through a frontend             */
+	ret = north_opens(p) ? NEXT : north_continue(p, w);	/* north.h  a flow through a frontend */
 	if (!ret && !p->service)
 		ret = fast_open(ctx, p);	/* fast.h   a new one, or to no frontend at all   */
 	if (ret)

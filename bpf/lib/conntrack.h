@@ -388,6 +388,39 @@ ALWAYS void ct_stillborn(const struct ct_draft *d)
 	ct_bury(&d->key, e, 0);
 }
 
+/*
+ * The first answer to a client outside: only now is the decision remembered by the
+ * client's own tuple, so that a SYN that nobody answers costs one entry, not two.
+ */
+RARELY int ct_answered(struct pkt *p)
+{
+	struct ct_draft *d = ct_draft();
+	struct ct_entry *e, *draft;
+	struct ct_key key;
+	int ret;
+
+	if (!p || !d)
+		return -DROP_CONNTRACK_FULL;
+	ct_wire_key(&key, p);
+	e = ct_at(&key);
+	if (!e)
+		return NEXT;
+	ct_svc_key_of(&d->key, e, &p->dst, p->dport, p->proto);
+	draft = &d->entry;
+	draft->seen = bpf_jiffies64();
+	draft->packets[0] = e->packets[0];
+	draft->bytes[0] = e->bytes[0];
+	draft->nat = p->sent_src;
+	draft->nat_port = p->sent_sport;
+	draft->backend = e->backend;
+	draft->backend_generation = e->backend_generation;
+	draft->service = e->service;
+	ret = ct_put(d, 0);
+	if (!ret)
+		__sync_fetch_and_and(&e->flags, ~CT_F_ALONE);
+	return ret;
+}
+
 /* An entry for the flow as it is on the wire now, begun by this packet, whose ends policy_begin() knows. */
 RARELY int ct_create(struct pkt *p)
 {
@@ -421,6 +454,8 @@ RARELY int ct_create(struct pkt *p)
 	}
 	if (p->flags & PKT_DSR)
 		e->flags |= CT_F_DSR;
+	if (p->service && (p->flags & PKT_NO_SVC))
+		e->flags |= CT_F_ALONE;
 	e->backend = p->backend;
 	e->backend_generation = p->backend_generation;
 	e->service = p->service;
@@ -445,9 +480,19 @@ RARELY int ct_create(struct pkt *p)
 ALWAYS int ct_commit(struct pkt *p)
 {
 	__u32 service = p->service || (p->flags & PKT_DSR);
+	struct ct_entry *e = p->flow;
 	int ret;
 
+	if (e && (e->flags & CT_F_ALONE) && (p->flags & PKT_REPLY) && !(p->tcp_flags & TCP_RST)) {
+		ret = ct_answered(p);
+		if (ret)
+			return ret;
+		p->flow = e;	/* which the verifier forgot over the call */
+	}
 	if (p->flow) {
+		/* A SYN goes where an earlier flow went; what the client's tuple says may be of another yet. */
+		if (p->service && (p->flags & PKT_NO_SVC))
+			__sync_fetch_and_or(&p->flow->flags, CT_F_ALONE);
 		if (ct_update(p->flow, p))
 			ct_promote_flow(p);
 		return NEXT;

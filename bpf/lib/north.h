@@ -64,14 +64,20 @@ ALWAYS __u32 north_hash(const struct pkt *p)
 	return h >> 32;
 }
 
-/* The try-th choice among the backends for clients outside. */
-ALWAYS __u32 north_pick(const struct svc *s, const struct pkt *p, __u32 try)
+/*
+ * The try-th choice among the backends for clients outside. At random, a connection's
+ * number (RFC 9293, 3.4.1: its initial sequence number) is what decides, which a SYN has
+ * again when it is repeated: nothing remembers the choice before somebody answers.
+ */
+ALWAYS __u32 north_pick(const struct svc *s, const struct pkt *p, __u32 connection, __u32 try)
 {
 	__u32 index, *backend;
 
-	if (!(s->flags & SVC_F_MAGLEV))
+	if (s->flags & SVC_F_MAGLEV)
+		connection = 0;
+	else if (!connection)
 		return svc_pick(&s->external);
-	index = s->external.first + (north_hash(p) + try) % s->external.count;
+	index = s->external.first + ((north_hash(p) ^ connection) + try) % s->external.count;
 	backend = bpf_map_lookup_elem(&mooring_slots, &index);
 	return backend ? *backend : 0;
 }
@@ -89,14 +95,30 @@ ALWAYS int north_local(const struct backend *b, struct north_way *w)
 	return 1;
 }
 
+/* What a connection from outside has of its own, in its SYN and in what follows that: 0 if nothing. */
+ALWAYS __u32 north_connection(ctx_t *ctx, const struct pkt *p)
+{
+	struct tcphdr *tcp;
+
+	if (p->proto != IPPROTO_TCP || (p->flags & PKT_LATER_FRAGMENT))
+		return 0;
+	tcp = pkt_at(ctx, p->l4, sizeof(*tcp));
+	if (!tcp)
+		return 0;
+	/* The number of the SYN itself counts. Spread, as those of one client may be in a row. */
+	return (bpf_ntohl(tcp->seq) + tcp_opens(p)) * 0x9e3779b1u;
+}
+
 /* Remember the decision that p and w hold. */
 ALWAYS int north_remember(struct pkt *p, const struct north_way *w)
 {
 	struct ct_draft *d = ct_draft();
+	__u16 absent = p->flags & PKT_NO_SVC;
 	struct ct_entry *e;
 
 	if (!d)
 		return -DROP_CONNTRACK_FULL;
+	p->flags &= ~PKT_NO_SVC;
 	e = &d->entry;
 	ct_svc_key(&d->key, p);
 	e->seen = bpf_jiffies64();
@@ -117,87 +139,19 @@ ALWAYS int north_remember(struct pkt *p, const struct north_way *w)
 	}
 	if (p->proto == IPPROTO_TCP && !tcp_opens(p))
 		e->state = CT_ESTABLISHED;
-	return ct_put(d, 0);
+	return ct_put(d, absent);
 }
 
-/* A new flow from outside: choose a backend, and remember the choice. */
-RARELY int north_open(ctx_t *ctx, struct pkt *p, struct north_way *w)
+/*
+ * A SYN has its way from a pick that comes out the same when it is repeated: where a pod
+ * of this node answers, no table is asked before. Marks the packet so.
+ */
+ALWAYS int north_opens(struct pkt *p)
 {
-	struct ct_entry *taken;
-	struct backend *b;
-	struct svc *s;
-	int ret;
-
-	if (!p || !w)
-		return -DROP_CONNTRACK_FULL;
-	s = svc_find(&p->dst, p->dport, p->proto);
-	if (!s)
-		return -DROP_NO_PORT;
-	if (north_martian(p))
-		return -DROP_MARTIAN;
-	if ((s->flags & SVC_F_SOURCE_RANGES) && !north_admits(s, p))
-		return -DROP_SOURCE_RANGE;
-	if (!s->external.count)
-		return s->flags & SVC_F_EXTERNAL_LOCAL ? -DROP_NO_LOCAL_BACKEND : -DROP_NO_BACKEND;
-
-#ifdef MOORING_XDP
-	/* Only tc can tell another node: a draw that is left to it when such a backend comes up favours the others. */
-	if (dsr_mode && !(s->flags & (SVC_F_MAGLEV | SVC_F_EXTERNAL_LOCAL)))
-		return TO_STACK;
-#endif
-	b = svc_affine(s, p, &p->backend);
-	for (int i = 0; i < BACKEND_TRIES; i++) {
-		if (!b) {
-			p->backend = north_pick(s, p, i);
-			b = backend_at(p->backend);
-			if (!b)
-				return -DROP_NO_BACKEND;
-		}
-		w->flags = 0;
-		if (!north_local(b, w)) {
-			/* Where the client was sent before the policy was Local is no place for it any more. */
-			if (!(s->flags & SVC_F_EXTERNAL_LOCAL)) {
-				p->flags |= dsr_mode && dsr_node(&b->addr) ? PKT_DSR : PKT_SNAT;
-				goto chosen;
-			}
-		} else {
-			/* The client may have another live flow to this backend on the same ports. */
-			taken = svc_flow(p, &b->addr, b->port);
-			if (!taken)
-				w->flags |= WAY_FRESH;
-			if (!taken || flow_over(taken) || (taken->service == s->id && taken->nat_port == p->dport))
-				goto chosen;
-		}
-		b = NULL;
-	}
-	/* Each that was tried has one, through another frontend. */
-	b = backend_at(p->backend);
-	if (!b)
-		return -DROP_NO_BACKEND;
-	w->flags = WAY_SPARE_PORT;
-	p->flags |= PKT_SNAT;
-chosen:
-	if (p->flags & PKT_DSR) {
-		w->flags = WAY_KNOWN | WAY_TELL | WAY_MUST_TELL;
-#ifdef MOORING_XDP
-		/* Before anything is remembered: only tc can tell. */
-		return TO_STACK;
-#endif
-	}
-	p->backend_generation = b->generation;
-	p->service = s->id;
-	w->from = p->src;
-	w->from_port = p->sport;
-	w->to = b->addr;
-	w->to_port = b->port;
-	w->packets = 0;
-	svc_remember_affinity(s, p, &p->src);
-	if (p->flags & PKT_SNAT) {
-		ret = snat_open(ctx, p, w);
-		if (ret)
-			return ret;
-	}
-	return north_remember(p, w);
+	if (!tcp_opens(p))
+		return 0;
+	p->flags |= PKT_OPENS | PKT_NO_SVC;
+	return 1;
 }
 
 /* The way of a flow that has one, unless it begins anew. */
@@ -208,6 +162,8 @@ ALWAYS int north_continue(struct pkt *p, struct north_way *w)
 
 	ct_svc_key(&key, p);
 	e = ct_at(&key);
+	if (!e)
+		p->flags |= PKT_NO_SVC;
 	if (!e || !backend_of(e->backend, e->backend_generation))
 		return NEXT;
 	/* A pod of this node does not come from outside. */
@@ -251,6 +207,110 @@ ALWAYS int north_continue(struct pkt *p, struct north_way *w)
 	return NEXT;
 }
 
+/* The same for a SYN whose way was not asked for. */
+RARELY int north_again(struct pkt *p)
+{
+	struct north_way *w = north_way();
+
+	if (!p || !w)
+		return -DROP_NO_BACKEND;
+	p->flags &= ~(PKT_OPENS | PKT_NO_SVC);
+	return north_continue(p, w);
+}
+
+/* A new flow from outside: choose a backend, and remember the choice. */
+RARELY int north_open(ctx_t *ctx, struct pkt *p, struct north_way *w)
+{
+	struct ct_entry *taken;
+	struct backend *b;
+	struct svc *s;
+	int ret, local;
+
+	if (!p || !w)
+		return -DROP_CONNTRACK_FULL;
+	s = svc_find(&p->dst, p->dport, p->proto);
+	if (!s)
+		return -DROP_NO_PORT;
+	if (north_martian(p))
+		return -DROP_MARTIAN;
+	if ((s->flags & SVC_F_SOURCE_RANGES) && !north_admits(s, p))
+		return -DROP_SOURCE_RANGE;
+	if (!s->external.count)
+		return s->flags & SVC_F_EXTERNAL_LOCAL ? -DROP_NO_LOCAL_BACKEND : -DROP_NO_BACKEND;
+
+#ifdef MOORING_XDP
+	/* Only tc can tell another node: a draw that is left to it when such a backend comes up favours the others. */
+	if (dsr_mode && !(s->flags & (SVC_F_MAGLEV | SVC_F_EXTERNAL_LOCAL)))
+		return TO_STACK;
+#endif
+	w->connection = north_connection(ctx, p);
+	b = svc_affine(s, p, &p->backend);
+	for (int i = 0; i < BACKEND_TRIES; i++) {
+		if (!b) {
+			p->backend = north_pick(s, p, w->connection, i);
+			b = backend_at(p->backend);
+			if (!b)
+				return -DROP_NO_BACKEND;
+		}
+		w->flags = 0;
+		local = north_local(b, w);
+		if ((p->flags & PKT_OPENS) && (!local || (w->flags & WAY_HOST))) {
+			ret = north_again(p);
+			if (ret || p->service)
+				return ret;
+		}
+		if (!local) {
+			/* Where the client was sent before the policy was Local is no place for it any more. */
+			if (!(s->flags & SVC_F_EXTERNAL_LOCAL)) {
+				p->flags |= dsr_mode && dsr_node(&b->addr) ? PKT_DSR : PKT_SNAT;
+				goto chosen;
+			}
+		} else {
+			/* The client may have another live flow to this backend on the same ports. */
+			taken = svc_flow(p, &b->addr, b->port);
+			if (!taken)
+				w->flags |= WAY_FRESH;
+			if (!taken || flow_over(taken) || (taken->service == s->id && taken->nat_port == p->dport))
+				goto chosen;
+		}
+		b = NULL;
+	}
+	/* Each that was tried has one, through another frontend. */
+	b = backend_at(p->backend);
+	if (!b)
+		return -DROP_NO_BACKEND;
+	if (p->flags & PKT_OPENS) {
+		ret = north_again(p);
+		if (ret || p->service)
+			return ret;
+	}
+	w->flags = WAY_SPARE_PORT;
+	p->flags |= PKT_SNAT;
+chosen:
+	if (p->flags & PKT_DSR) {
+		w->flags = WAY_KNOWN | WAY_TELL | WAY_MUST_TELL;
+#ifdef MOORING_XDP
+		/* Before anything is remembered: only tc can tell. */
+		return TO_STACK;
+#endif
+	}
+	p->backend_generation = b->generation;
+	p->service = s->id;
+	w->from = p->src;
+	w->from_port = p->sport;
+	w->to = b->addr;
+	w->to_port = b->port;
+	w->packets = 0;
+	svc_remember_affinity(s, p, &p->src);
+	if (p->flags & PKT_SNAT) {
+		ret = snat_open(ctx, p, w);
+		if (ret)
+			return ret;
+	}
+	/* A pod's answer passes by its own hook, where it is remembered. */
+	return p->flags & PKT_OPENS ? NEXT : north_remember(p, w);
+}
+
 /* A flow that has no way yet. Returns NEXT with p->service 0 where it is to no frontend. */
 ALWAYS int north_begin(ctx_t *ctx, struct pkt *p, struct north_way *w)
 {
@@ -275,7 +335,7 @@ RARELY int north_decide(ctx_t *ctx, struct pkt *p)
 		return -DROP_NO_BACKEND;
 	if (p->proto != IPPROTO_TCP && p->proto != IPPROTO_UDP)
 		return svc_find(&p->dst, 0, 0) ? -DROP_PROTOCOL : NEXT;
-	ret = north_continue(p, w);
+	ret = north_opens(p) ? NEXT : north_continue(p, w);
 	return ret || p->service ? ret : north_begin(ctx, p, w);
 }
 
@@ -308,7 +368,9 @@ ALWAYS int north_account(struct pkt *p, const struct north_way *w)
 	int ret;
 
 	p->flow = NULL;
-	if (!(w->flags & WAY_FRESH))
+	if (w->flags & WAY_FRESH)
+		p->flags |= PKT_NO_FLOW;
+	else
 		ct_lookup(p);
 	/* Left by an earlier flow on these ports: made again with today's names. */
 	if (p->flow && (p->flow->service != p->service || p->flow->nat_port != p->sent_dport))

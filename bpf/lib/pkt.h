@@ -40,8 +40,8 @@ enum pkt_flags {
 	PKT_SNAT = 1 << 11,		/* the backend sees the node instead of the client */
 	PKT_DSR = 1 << 12,		/* the backend's node answers the client itself; there: this is it */
 	PKT_FIRST = 1 << 13,		/* that its socket sends; until svc_continue() */
-	PKT_NO_SVC = 1 << 13,		/* its SVC entry was looked for in vain: from there on */
-	PKT_OPENS = 1 << 14,		/* to a frontend, and the first of its flow: it has none by this name */
+	PKT_NO_SVC = 1 << 13,		/* its SVC entry was looked for in vain: from there on, until there is one */
+	PKT_OPENS = 1 << 14,		/* to a frontend, and the first of its flow: no table is asked for that */
 	PKT_NO_FLOW = 1 << 15,		/* the entry of the flow on the wire was looked for in vain */
 };
 

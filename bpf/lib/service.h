@@ -34,10 +34,12 @@ ALWAYS int svc_rewrite(ctx_t *ctx, struct pkt *p, const struct addr *addr, __be1
 ALWAYS int svc_remember(struct pkt *p, const struct backend *b)
 {
 	struct ct_draft *d = ct_draft();
+	__u16 absent = p->flags & PKT_NO_SVC;
 	struct ct_entry *e;
 
 	if (!d)
 		return -DROP_CONNTRACK_FULL;
+	p->flags &= ~PKT_NO_SVC;
 	e = &d->entry;
 	ct_svc_key(&d->key, p);
 	e->cookie[0] = p->cookie;
@@ -52,7 +54,7 @@ ALWAYS int svc_remember(struct pkt *p, const struct backend *b)
 	e->service = p->service;
 	e->endpoint[0] = p->from_id;
 	e->flags = p->from_id ? CT_F_EGRESS : 0;
-	return ct_put(d, p->flags & PKT_NO_SVC);
+	return ct_put(d, absent);
 }
 
 /* A new flow through a frontend: choose a backend and remember the choice. */

@@ -19,6 +19,7 @@ struct north_way {
 	struct addr from, to;
 	__be16 from_port, to_port;
 	__u32 flags;		/* enum way_flags */
+	__u32 connection;	/* of a new one, see north_connection() */
 	__u32 ifindex;		/* by which a client's packet came that was given these ends */
 	__u64 packets, bytes;	/* of the client, as the service's entry counted them */
 };

@@ -7,6 +7,7 @@ package packet
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/mooring-cni/mooring/bpf"
@@ -106,6 +107,7 @@ func TestAClientOutsideReachesAPodOfThisNode(t *testing.T) {
 			n.state(t, TCP, from, door, backend, bpf.CTTimeWait)
 			// Another connection on the same ports.
 			n.Wire(t, Segment(from, door, SYN)).arrives(t, web, from, backend)
+			n.From(t, web, Segment(backend, from, SYN|ACK)).leaves(t, door, from)
 			n.state(t, TCP, from, door, backend, bpf.CTNew)
 
 			n.Service(t, UDP, door, backend)
@@ -461,6 +463,90 @@ func TestPolicyHoldsForClientsOutside(t *testing.T) {
 			n.changed(t)
 			if r := n.Wire(t, Segment(from, door, ACK)); r.Verdict != Drop {
 				t.Errorf("after the policy closed: %v", r)
+			}
+		})
+	})
+}
+
+// A SYN that nobody answers costs one entry; the answer makes the service's.
+func TestASYNFromOutsideIsOneEntryUntilItIsAnswered(t *testing.T) {
+	hooks(t, Options{}, func(t *testing.T, n *Node) {
+		pods := []*Pod{n.Pod(t), n.Pod(t), n.Pod(t)}
+		families(t, func(t *testing.T, v6 bool) {
+			door := n.NodePort(v6, 30080)
+			var backends []netip.AddrPort
+			for _, p := range pods {
+				backends = append(backends, p.At(v6, 8080))
+			}
+			n.Service(t, TCP, door, backends...)
+			var chosen [3]int
+			for i := range uint32(30) {
+				n.Flush(t)
+				from := outside(v6, 1, 4000)
+				syn := Segment(from, door, SYN)
+				syn.Seq = i * 2_654_435_761
+				first := n.Wire(t, syn)
+				at := slices.Index(backends, first.Dst)
+				if at < 0 {
+					t.Fatalf("got %v\nwant it to arrive at one of %v", first, backends)
+				}
+				chosen[at]++
+				for range 3 {
+					n.Wire(t, syn).arrives(t, pods[at], from, backends[at])
+				}
+				if entries := n.Entries(t); len(entries) != 1 {
+					t.Fatalf("four SYNs that nobody answered have made %d entries", len(entries))
+				}
+				if i%3 == 0 {
+					n.From(t, pods[at], Segment(backends[at], from, RST|ACK)).leaves(t, door, from)
+					if _, there := n.ServiceEntry(t, TCP, from, door); there {
+						t.Fatal("a refusal has made the service's entry")
+					}
+					continue
+				}
+				n.From(t, pods[at], Segment(backends[at], from, SYN|ACK)).leaves(t, door, from)
+				if svc, there := n.ServiceEntry(t, TCP, from, door); !there || svc.Nat != bpf.ToAddr(backends[at].Addr()) {
+					t.Fatalf("the answer has made the service's entry %v, %+v", there, svc)
+				}
+				// Its number does not matter from now on.
+				n.Wire(t, Segment(from, door, ACK)).arrives(t, pods[at], from, backends[at])
+				n.state(t, TCP, from, door, backends[at], bpf.CTEstablished)
+			}
+			for i, count := range chosen {
+				if count == 0 {
+					t.Errorf("30 connections on one port never went to backend %d: %v", i, chosen)
+				}
+			}
+		})
+	})
+}
+
+// The client's last connection went elsewhere, and nobody heard its end.
+func TestANewConnectionFromOutsideLeavesTheLastOnesBackend(t *testing.T) {
+	hooks(t, Options{}, func(t *testing.T, n *Node) {
+		pods := []*Pod{n.Pod(t), n.Pod(t)}
+		families(t, func(t *testing.T, v6 bool) {
+			door, from := n.NodePort(v6, 30080), outside(v6, 1, 4000)
+			backends := []netip.AddrPort{pods[0].At(v6, 8080), pods[1].At(v6, 8080)}
+			n.Service(t, TCP, door, backends...)
+			for i := range uint32(20) {
+				syn := Segment(from, door, SYN)
+				syn.Seq = i * 2_654_435_761
+				at := slices.Index(backends, n.Wire(t, syn).Dst)
+				if at < 0 {
+					t.Fatal("the SYN arrived nowhere")
+				}
+				n.From(t, pods[at], Segment(backends[at], from, SYN|ACK)).leaves(t, door, from)
+				for range 3 {
+					n.Wire(t, Segment(from, door, ACK)).arrives(t, pods[at], from, backends[at])
+					n.From(t, pods[at], Segment(backends[at], from, ACK)).leaves(t, door, from)
+				}
+				n.state(t, TCP, from, door, backends[at], bpf.CTEstablished)
+				// The SYN comes once more, late.
+				n.Wire(t, syn).arrives(t, pods[at], from, backends[at])
+				n.From(t, pods[at], Segment(backends[at], from, ACK)).leaves(t, door, from)
+				n.Wire(t, Segment(from, door, ACK)).arrives(t, pods[at], from, backends[at])
+				n.state(t, TCP, from, door, backends[at], bpf.CTEstablished)
 			}
 		})
 	})
