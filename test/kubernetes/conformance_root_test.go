@@ -78,7 +78,7 @@ func makeRootfs(path string) error {
 // Debian, and the server of one spec.
 func (c *Cluster) conformanceImages(t *testing.T, rootfs string) (archives []string) {
 	t.Helper()
-	out, err := exec.Command(filepath.Join(c.bin, "e2e.test"), "--list-images").Output()
+	out, err := exec.Command(filepath.Join(c.bin, "e2e"), "--list-images").Output()
 	if err != nil {
 		t.Fatalf("list the suite's images: %v", err)
 	}
@@ -241,7 +241,7 @@ func TestResultsOfSpecs(t *testing.T) {
 // names are the full names of all specs of the suite.
 func (c *Cluster) names(t *testing.T) (names []string) {
 	t.Helper()
-	out, err := exec.Command(filepath.Join(c.bin, "e2e.test"), "--list-tests").Output()
+	out, err := exec.Command(filepath.Join(c.bin, "e2e"), "--list-tests").Output()
 	if err != nil {
 		t.Fatalf("list the suite's specs: %v", err)
 	}
@@ -297,7 +297,7 @@ func (c *Cluster) runSpecs(reports string, names []string, limit time.Duration) 
 	for _, name := range names {
 		arguments = append(arguments, "--ginkgo.focus= "+regexp.QuoteMeta(name)+"$") // the suite's name comes before
 	}
-	command := c.Outside.Command(filepath.Join(c.bin, "e2e.test"), arguments...).In(c.cgroup)
+	command := c.Outside.Command(filepath.Join(c.bin, "e2e"), arguments...).In(c.cgroup)
 	command.Env = append(os.Environ(), "PATH="+c.bin+":"+os.Getenv("PATH"))
 	out, failed := command.CombinedOutput()
 	ran, err := specs(reports)
@@ -318,12 +318,14 @@ func TestConformance(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	programs := slices.Concat(packages, conformancePackages)
-	if *proxy == "kube-proxy" {
-		programs = append(programs, kubeProxy)
-	}
 	rootfs, made := filepath.Join(programsDirectory(t, root), "rootfs"), make(chan error, 1)
 	go func() { made <- makeRootfs(rootfs) }()
+	// First what other tests wait for: their clusters run while the rest is built.
+	buildPrograms(t, root, packages)
+	programs := conformancePackages
+	if *proxy == "kube-proxy" {
+		programs = append(slices.Clone(programs), kubeProxy)
+	}
 	buildPrograms(t, root, programs)
 	if err := <-made; err != nil {
 		t.Fatalf("make the images' file system: %v", err)
