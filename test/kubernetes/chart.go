@@ -31,7 +31,7 @@ func Helm(t netns.T, input string, args ...string) string {
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
-	command := exec.Command(filepath.Join(buildPrograms(t, root, []program{helm}), helm.name), args...)
+	command := exec.Command(filepath.Join(buildPrograms(t, root, packages), "helm"), args...)
 	command.Env = helmEnvironment(netns.Directory(t, "helm"))
 	var out, complaint bytes.Buffer
 	command.Stdin, command.Stdout, command.Stderr = strings.NewReader(input), &out, &complaint

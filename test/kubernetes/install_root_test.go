@@ -28,7 +28,7 @@ func TestPlainManifestsAreTheCharts(t *testing.T) {
 	}
 	directory, now := filepath.Join(root, "conf", "kubernetes"), t.TempDir()
 	command := exec.Command(filepath.Join(directory, "render.sh"), now)
-	command.Env = append(os.Environ(), "HELM="+filepath.Join(buildPrograms(t, root, []program{helm}), helm.name))
+	command.Env = append(os.Environ(), "HELM="+filepath.Join(buildPrograms(t, root, packages), "helm"))
 	if out, err := command.CombinedOutput(); err != nil {
 		t.Fatalf("render.sh: %v: %s", err, out)
 	}

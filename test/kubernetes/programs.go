@@ -24,7 +24,8 @@ import (
 // Version is that of Kubernetes, as test/kubernetes/build/go.mod requires it.
 const Version = "v1.37.2"
 
-// The programs, by the package that each is built from.
+// The programs, by the package that each is built from. Whoever needs one has all built:
+// one command for all is done sooner than one for some and another for the rest.
 var packages = []program{
 	{name: "kube-apiserver", path: "k8s.io/kubernetes/cmd/kube-apiserver"},
 	{name: "kubelet", path: "k8s.io/kubernetes/cmd/kubelet"},
@@ -32,7 +33,7 @@ var packages = []program{
 	{name: "kube-scheduler", path: "k8s.io/kubernetes/cmd/kube-scheduler"},
 	{name: "kubectl", path: "k8s.io/kubernetes/cmd/kubectl"},
 	{name: "etcd", path: "go.etcd.io/etcd/server/v3"},
-	helm,
+	{name: "helm", path: "helm.sh/helm/v3/cmd/helm"},
 }
 
 // What the conformance tests need besides.
@@ -42,8 +43,6 @@ var conformancePackages = []program{
 	{name: "regression-issue-74839", path: "k8s.io/kubernetes/test/images/regression-issue-74839"},
 	{name: "coredns", path: "./coredns"},
 }
-
-var helm = program{name: "helm", path: "helm.sh/helm/v3/cmd/helm"}
 
 // kubeProxy is for comparison.
 var kubeProxy = program{name: "kube-proxy", path: "k8s.io/kubernetes/cmd/kube-proxy"}
