@@ -53,6 +53,7 @@ const (
 	CTReset         = uint32(abiCtFlagsCT_F_RST)
 	CTEmbryonic     = uint32(abiCtFlagsCT_F_EMBRYONIC)
 	CTEnded         = uint32(abiCtFlagsCT_F_ENDED)
+	CTAlone         = uint32(abiCtFlagsCT_F_ALONE)
 )
 
 // How firmly an entry is tied to a side's socket (enum ct_tether).

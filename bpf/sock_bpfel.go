@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	sockMapCtBenches            = "ct_benches"
+	sockMapCtDrafts             = "ct_drafts"
 	sockMapMooringAffinity      = "mooring_affinity"
 	sockMapMooringBackends      = "mooring_backends"
 	sockMapMooringCounters      = "mooring_counters"
@@ -124,6 +125,7 @@ type sockProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type sockMapSpecs struct {
 	CtBenches            *ebpf.MapSpec `ebpf:"ct_benches"`
+	CtDrafts             *ebpf.MapSpec `ebpf:"ct_drafts"`
 	MooringAffinity      *ebpf.MapSpec `ebpf:"mooring_affinity"`
 	MooringBackends      *ebpf.MapSpec `ebpf:"mooring_backends"`
 	MooringCounters      *ebpf.MapSpec `ebpf:"mooring_counters"`
@@ -193,6 +195,7 @@ func (o *sockObjects) Close() error {
 // It can be passed to loadSockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type sockMaps struct {
 	CtBenches            *ebpf.Map `ebpf:"ct_benches"`
+	CtDrafts             *ebpf.Map `ebpf:"ct_drafts"`
 	MooringAffinity      *ebpf.Map `ebpf:"mooring_affinity"`
 	MooringBackends      *ebpf.Map `ebpf:"mooring_backends"`
 	MooringCounters      *ebpf.Map `ebpf:"mooring_counters"`
@@ -227,6 +230,7 @@ type sockMaps struct {
 func (m *sockMaps) Close() error {
 	return _SockClose(
 		m.CtBenches,
+		m.CtDrafts,
 		m.MooringAffinity,
 		m.MooringBackends,
 		m.MooringCounters,

@@ -57,7 +57,7 @@ enum ct_flags {
 	CT_F_EMBRYONIC = 1 << 8,	/* it is in mooring_ct_embryonic: nobody answered yet */
 	CT_F_ENDED = 1 << 9,		/* the sockets that owned it are gone */
 	CT_F_DSR = 1 << 10,		/* SVC: the backend's node answers the client itself. FLOW: this is that node */
-	CT_F_ALONE = 1 << 11,		/* FLOW of a frontend: its SVC entry is made with the first answer */
+	CT_F_ALONE = 1 << 11,		/* FLOW of a frontend without a SVC entry: the initiator's socket knows, or nobody answered yet */
 };
 
 /* How firmly an entry is tied to the socket of one of its sides. */

@@ -15,32 +15,6 @@
 #include "rewrite.h"
 #include "entry.h"
 
-/* How often a look is taken at an entry that is on its way out before the packet is given up. */
-#define CT_PATIENCE 16
-
-/* An entry in the making: the stack of a program is 512 bytes. */
-struct ct_draft {
-	struct ct_key key;
-	struct ct_entry entry;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct ct_draft);
-} ct_drafts SEC(".maps");
-
-ALWAYS struct ct_draft *ct_draft(void)
-{
-	__u32 zero = 0;
-	struct ct_draft *d = bpf_map_lookup_elem(&ct_drafts, &zero);
-
-	if (d)
-		__builtin_memset(&d->entry, 0, sizeof(d->entry));
-	return d;
-}
-
 ALWAYS void ct_svc_key(struct ct_key *k, const struct pkt *p)
 {
 	k->addr[0] = p->src;
@@ -203,7 +177,7 @@ static __noinline void ct_mirror(const struct ct_entry *e, const struct pkt *p, 
 	struct ct_entry *svc;
 	struct ct_key key;
 
-	if (!e->service)
+	if (!ct_has_decision(e))
 		return;
 	ct_svc_key_of(&key, e, reply ? &p->dst : &p->src, reply ? p->dport : p->sport, p->proto);
 	svc = ct_at(&key);
@@ -281,93 +255,6 @@ ALWAYS int ct_update(struct ct_entry *e, const struct pkt *p)
 	return promote;
 }
 
-/*
- * Overwrite an entry with the next flow on its tuple, unless somebody is deleting it.
- * It is claimed meanwhile: nobody may judge it by what is half the last flow's.
- */
-ALWAYS int ct_take_over(const struct ct_key *key, struct ct_entry *e, const struct ct_entry *next)
-{
-	__u32 life = e->life;
-	__u32 place = e->flags & CT_F_EMBRYONIC;
-
-	/* A claim on an entry that was not heard of for long is taken for one left behind. */
-	e->seen = next->seen;
-	if (!ct_claim_of(key, e, life))
-		return 0;
-	e->cookie[0] = next->cookie[0];
-	e->cookie[1] = next->cookie[1];
-	e->packets[0] = next->packets[0];
-	e->packets[1] = 0;
-	e->bytes[0] = next->bytes[0];
-	e->bytes[1] = 0;
-	e->nat = next->nat;
-	e->origin = next->origin;
-	e->nat_port = next->nat_port;
-	e->origin_port = next->origin_port;
-	e->backend = next->backend;
-	e->backend_generation = next->backend_generation;
-	e->service = next->service;
-	e->endpoint[0] = next->endpoint[0];
-	e->endpoint[1] = next->endpoint[1];
-	e->state = next->state;
-	e->tether[0] = next->tether[0];
-	e->tether[1] = 0;
-	/* It stays where it is, wherever the next one would have gone. */
-	e->flags = (next->flags & ~CT_F_EMBRYONIC) | place;
-	e->policy = next->policy;
-	e->confirmed = 0;
-	/* Read again, as it was claimed: there is no room to keep it. */
-	life = *(volatile __u32 *)&e->life;
-	__sync_val_compare_and_swap(&e->life, life, (life & ~CT_LIFE_CLAIMED) + 2);
-	return 1;
-}
-
-/*
- * Put the draft into the table. What an earlier flow left under the key is taken
- * over: callers have made sure that no live flow is there, except that for a
- * moment the last one may still be on its way out. Absent: they have just looked,
- * and found nothing at all.
- */
-ALWAYS int ct_put(struct ct_draft *d, int absent)
-{
-	/* A pod's own live socket vouches for its flow; of others it is not known who made them up. */
-	int direct = d->entry.cookie[0] && ct_live_entries() < ct_direct_limit;
-	struct ct_entry *e;
-	long err;
-
-	d->entry.life = bpf_get_prandom_u32() & ~CT_LIFE_CLAIMED;
-	if (!direct)
-		d->entry.flags |= CT_F_EMBRYONIC;
-	for (int i = 0; i < CT_PATIENCE; i++) {
-		if ((!direct && !absent) || i) {
-			e = ct_at(&d->key);
-			if (e) {
-				if (ct_take_over(&d->key, e, &d->entry)) {
-					ct_count(CT_STAT_CREATED);
-					ct_count(CT_STAT_TAKEN_OVER);
-					return NEXT;
-				}
-				continue;
-			}
-		}
-		if (direct)
-			err = bpf_map_update_elem(&mooring_ct, &d->key, &d->entry, BPF_NOEXIST);
-		else
-			err = bpf_map_update_elem(&mooring_ct_embryonic, &d->key, &d->entry, BPF_NOEXIST);
-		if (!err) {
-			if (direct)
-				ct_live_add(1);
-			ct_count(CT_STAT_CREATED);
-			return NEXT;
-		}
-		if (err != -EEXIST) {
-			ct_count_failure(CT_STAT_INSERT_FAILED, err);
-			return -DROP_CONNTRACK_FULL;
-		}
-	}
-	return -DROP_TUPLE_BUSY;
-}
-
 /* How firmly the packet's socket holds the entry that it makes. */
 ALWAYS __u8 ct_tether_of(const struct pkt *p)
 {
@@ -389,36 +276,29 @@ ALWAYS void ct_stillborn(const struct ct_draft *d)
 }
 
 /*
- * The first answer to a client outside: only now is the decision remembered by the
- * client's own tuple, so that a SYN that nobody answers costs one entry, not two.
+ * Whether nobody knows by the initiator's own tuple whom it asked: it has no socket, or
+ * that has ended. The end may not have been heard; a FIN that is repeated tells of it.
+ */
+ALWAYS int ct_unremembered(const struct ct_entry *e, const struct pkt *p)
+{
+	return (e->flags & CT_F_ALONE) && (!e->cookie[0] || (e->state == CT_TIMEWAIT && (p->tcp_flags & TCP_FIN)));
+}
+
+/*
+ * An answer to such an initiator: a client outside, whose SYN cost one entry and not two
+ * as long as nobody answered, or a pod whose socket has ended, for which the kernel may
+ * have a last word to say. From now on a SVC entry knows.
  */
 RARELY int ct_answered(struct pkt *p)
 {
-	struct ct_draft *d = ct_draft();
-	struct ct_entry *e, *draft;
+	struct ct_entry *e;
 	struct ct_key key;
-	int ret;
 
-	if (!p || !d)
+	if (!p)
 		return -DROP_CONNTRACK_FULL;
 	ct_wire_key(&key, p);
 	e = ct_at(&key);
-	if (!e)
-		return NEXT;
-	ct_svc_key_of(&d->key, e, &p->dst, p->dport, p->proto);
-	draft = &d->entry;
-	draft->seen = bpf_jiffies64();
-	draft->packets[0] = e->packets[0];
-	draft->bytes[0] = e->bytes[0];
-	draft->nat = p->sent_src;
-	draft->nat_port = p->sent_sport;
-	draft->backend = e->backend;
-	draft->backend_generation = e->backend_generation;
-	draft->service = e->service;
-	ret = ct_put(d, 0);
-	if (!ret)
-		__sync_fetch_and_and(&e->flags, ~CT_F_ALONE);
-	return ret;
+	return e ? ct_remember(&key, e, 0) : NEXT;
 }
 
 /* An entry for the flow as it is on the wire now, begun by this packet, whose ends policy_begin() knows. */
@@ -483,7 +363,7 @@ ALWAYS int ct_commit(struct pkt *p)
 	struct ct_entry *e = p->flow;
 	int ret;
 
-	if (e && (e->flags & CT_F_ALONE) && (p->flags & PKT_REPLY) && !(p->tcp_flags & TCP_RST)) {
+	if (e && ct_unremembered(e, p) && (p->flags & PKT_REPLY) && !(p->tcp_flags & TCP_RST)) {
 		ret = ct_answered(p);
 		if (ret)
 			return ret;

@@ -135,6 +135,12 @@ ALWAYS int ct_delete_claimed(const struct ct_key *key, struct ct_entry *e)
 	return 1;
 }
 
+/* Whether a flow's decision has an entry of its own. */
+ALWAYS int ct_has_decision(const struct ct_entry *e)
+{
+	return e->service && !(e->flags & CT_F_ALONE);
+}
+
 /* The key of the SVC entry that belongs to a flow from this initiator. */
 ALWAYS void ct_svc_key_of(struct ct_key *k, const struct ct_entry *e,
 			  const struct addr *initiator, __be16 port, __u8 proto)
@@ -254,6 +260,154 @@ ALWAYS struct ct_bench *ct_bench_take(void)
 	return NULL;
 }
 
+/* How often a look is taken at an entry that is on its way out before the packet is given up. */
+#define CT_PATIENCE 16
+
+/* An entry in the making: the stack of a program is 512 bytes. */
+struct ct_draft {
+	struct ct_key key;
+	struct ct_entry entry;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct ct_draft);
+} ct_drafts SEC(".maps");
+
+ALWAYS struct ct_draft *ct_draft(void)
+{
+	__u32 zero = 0;
+	struct ct_draft *d = bpf_map_lookup_elem(&ct_drafts, &zero);
+
+	if (d)
+		__builtin_memset(&d->entry, 0, sizeof(d->entry));
+	return d;
+}
+
+/*
+ * Overwrite an entry with the next flow on its tuple, unless somebody is deleting it.
+ * It is claimed meanwhile: nobody may judge it by what is half the last flow's.
+ */
+ALWAYS int ct_take_over(const struct ct_key *key, struct ct_entry *e, const struct ct_entry *next)
+{
+	__u32 life = e->life;
+	__u32 place = e->flags & CT_F_EMBRYONIC;
+
+	/* A claim on an entry that was not heard of for long is taken for one left behind. */
+	e->seen = next->seen;
+	if (!ct_claim_of(key, e, life))
+		return 0;
+	e->cookie[0] = next->cookie[0];
+	e->cookie[1] = next->cookie[1];
+	e->packets[0] = next->packets[0];
+	e->packets[1] = 0;
+	e->bytes[0] = next->bytes[0];
+	e->bytes[1] = 0;
+	e->nat = next->nat;
+	e->origin = next->origin;
+	e->nat_port = next->nat_port;
+	e->origin_port = next->origin_port;
+	e->backend = next->backend;
+	e->backend_generation = next->backend_generation;
+	e->service = next->service;
+	e->endpoint[0] = next->endpoint[0];
+	e->endpoint[1] = next->endpoint[1];
+	e->state = next->state;
+	e->tether[0] = next->tether[0];
+	e->tether[1] = 0;
+	/* It stays where it is, wherever the next one would have gone. */
+	e->flags = (next->flags & ~CT_F_EMBRYONIC) | place;
+	e->policy = next->policy;
+	e->confirmed = 0;
+	/* Read again, as it was claimed: there is no room to keep it. */
+	life = *(volatile __u32 *)&e->life;
+	__sync_val_compare_and_swap(&e->life, life, (life & ~CT_LIFE_CLAIMED) + 2);
+	return 1;
+}
+
+/*
+ * Put the draft into the table. What an earlier flow left under the key is taken
+ * over: callers have made sure that no live flow is there, except that for a
+ * moment the last one may still be on its way out. Absent: they have just looked,
+ * and found nothing at all.
+ */
+ALWAYS int ct_put(struct ct_draft *d, int absent)
+{
+	/* A pod's own live socket vouches for its flow; of others it is not known who made them up. */
+	int direct = d->entry.cookie[0] && ct_live_entries() < ct_direct_limit;
+	struct ct_entry *e;
+	long err;
+
+	d->entry.life = bpf_get_prandom_u32() & ~CT_LIFE_CLAIMED;
+	if (!direct)
+		d->entry.flags |= CT_F_EMBRYONIC;
+	for (int i = 0; i < CT_PATIENCE; i++) {
+		if ((!direct && !absent) || i) {
+			e = ct_at(&d->key);
+			if (e) {
+				if (ct_take_over(&d->key, e, &d->entry)) {
+					ct_count(CT_STAT_CREATED);
+					ct_count(CT_STAT_TAKEN_OVER);
+					return NEXT;
+				}
+				continue;
+			}
+		}
+		if (direct)
+			err = bpf_map_update_elem(&mooring_ct, &d->key, &d->entry, BPF_NOEXIST);
+		else
+			err = bpf_map_update_elem(&mooring_ct_embryonic, &d->key, &d->entry, BPF_NOEXIST);
+		if (!err) {
+			if (direct)
+				ct_live_add(1);
+			ct_count(CT_STAT_CREATED);
+			return NEXT;
+		}
+		if (err != -EEXIST) {
+			ct_count_failure(CT_STAT_INSERT_FAILED, err);
+			return -DROP_CONNTRACK_FULL;
+		}
+	}
+	return -DROP_TUPLE_BUSY;
+}
+
+/* The SVC entry of a flow that was made without one (CT_F_ALONE); owner: the cookie of whoever ends it. */
+ALWAYS int ct_remember(const struct ct_key *flow, struct ct_entry *e, __u64 owner)
+{
+	struct ct_draft *d = ct_draft();
+	int ret;
+
+	if (!d)
+		return -DROP_CONNTRACK_FULL;
+	ct_svc_key_of_flow(&d->key, flow, e);
+	d->entry.cookie[0] = owner;
+	d->entry.tether[0] = owner ? TETHER_HELD : TETHER_NONE;
+	d->entry.seen = bpf_jiffies64();
+	d->entry.packets[0] = e->packets[0];
+	d->entry.bytes[0] = e->bytes[0];
+	if (e->flags & CT_F_INITIATOR_HIGH) {
+		d->entry.nat = flow->addr[0];
+		d->entry.nat_port = flow->port[0];
+		/* As in ct_svc_key_of_flow(). */
+		asm volatile("" ::: "memory");
+	} else {
+		d->entry.nat = flow->addr[1];
+		d->entry.nat_port = flow->port[1];
+	}
+	d->entry.backend = e->backend;
+	d->entry.backend_generation = e->backend_generation;
+	d->entry.service = e->service;
+	d->entry.endpoint[0] = e->endpoint[0];
+	d->entry.state = e->state;
+	d->entry.flags = e->flags & (CT_F_EGRESS | CT_F_ENDED);
+	ret = ct_put(d, 0);
+	if (!ret)
+		__sync_fetch_and_and(&e->flags, ~CT_F_ALONE);
+	return ret;
+}
+
 /* Move an entry that is over to where it pushes out only its like. It keeps its life. */
 static __noinline void ct_demote(const struct ct_key *key, struct ct_entry *e, struct ct_entry *copy)
 {
@@ -277,7 +431,7 @@ ALWAYS void ct_bury_at(struct ct_bench *b, const struct ct_key *flow, struct ct_
 
 	end->life = e->life;
 	if (ct_live_entries() > ct_direct_limit && !(e->flags & CT_F_EMBRYONIC)) {
-		if (e->service) {
+		if (ct_has_decision(e)) {
 			ct_svc_key_of_flow(&end->key, flow, e);
 			svc = bpf_map_lookup_elem(&mooring_ct, &end->key);
 			if (svc && !svc->cookie[0] && ct_decided_for(svc, e, flow))
@@ -357,7 +511,7 @@ static __noinline void ct_release(const struct ct_key *flow, __u64 cookie, __u8 
 	life = e->life;
 	if (__sync_val_compare_and_swap(mine, cookie, 0) != cookie)
 		return;
-	if (!side && e->service) {
+	if (!side && ct_has_decision(e)) {
 		ct_svc_key_of_flow(&key, flow, e);
 		svc = ct_at(&key);
 		if (svc && __sync_val_compare_and_swap(&svc->cookie[0], cookie, 0) == cookie) {

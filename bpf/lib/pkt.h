@@ -39,8 +39,7 @@ enum pkt_flags {
 	PKT_RENAMED = 1 << 10,		/* its source is a service's address, which the stack takes from no device */
 	PKT_SNAT = 1 << 11,		/* the backend sees the node instead of the client */
 	PKT_DSR = 1 << 12,		/* the backend's node answers the client itself; there: this is it */
-	PKT_FIRST = 1 << 13,		/* that its socket sends; until svc_continue() */
-	PKT_NO_SVC = 1 << 13,		/* its SVC entry was looked for in vain: from there on, until there is one */
+	PKT_NO_SVC = 1 << 13,		/* it has no SVC entry, or it is not known that it has */
 	PKT_OPENS = 1 << 14,		/* to a frontend, and the first of its flow: no table is asked for that */
 	PKT_NO_FLOW = 1 << 15,		/* the entry of the flow on the wire was looked for in vain */
 };
@@ -53,7 +52,8 @@ struct pkt {
 	__u8 proto;
 	__u8 tcp_flags;		/* the 13th byte of the TCP header */
 	__u8 v6 : 1;
-	__u8 direction : 7;	/* enum direction: which hook this is */
+	__u8 first : 1;		/* that its socket sends: nobody has decided for it before */
+	__u8 direction : 6;	/* enum direction: which hook this is */
 	__u8 limits;		/* enum endpoint_limits: of its sender and of the pod that it is for */
 	__u16 flags;		/* enum pkt_flags */
 	__u16 l3, l4;		/* offsets */

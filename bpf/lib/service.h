@@ -96,6 +96,11 @@ chosen:
 	p->backend_generation = b->generation;
 	p->service = s->id;
 	svc_remember_affinity(s, p, &p->src);
+	/* The first that a socket sends, and all that it will: the socket remembers, and the flow. */
+	if (cache_decisions && p->first && p->cookie && (p->flags & PKT_OWNER_CONNECTED)) {
+		p->flags |= PKT_NO_SVC;
+		return NEXT;
+	}
 	return svc_remember(p, b);
 }
 
@@ -149,12 +154,8 @@ ALWAYS int svc_continue(struct pkt *p)
 {
 	struct ct_entry *e, *flow;
 	struct ct_key key;
-	__u16 first;
 
-	/* For its socket nobody has decided before. */
-	first = p->flags & PKT_FIRST;
-	p->flags &= ~PKT_FIRST;
-	if (first && (p->flags & PKT_OPENS))
+	if (p->first && (p->flags & PKT_OPENS))
 		return 0;
 	ct_svc_key(&key, p);
 	e = ct_at(&key);
@@ -178,6 +179,34 @@ ALWAYS int svc_continue(struct pkt *p)
 	return 1;
 }
 
+/*
+ * The backend that the packet's socket remembers, if the flow's entry is still the socket's:
+ * not where that begins anew on the same ports, or where the table has lost the flow.
+ */
+RARELY int svc_by_socket(ctx_t *ctx, struct pkt *p)
+{
+	struct ct_entry *flow;
+	struct backend *b;
+	__u64 cookie;
+
+	if (!p)
+		return 0;
+	cookie = socket_decided(ctx, p);
+	if (!cookie)
+		return 0;
+	b = backend_of(p->backend, p->backend_generation);
+	flow = b ? svc_flow(p, &b->addr, b->port) : NULL;
+	if (flow && flow->cookie[0] == cookie && flow->service == p->service && flow->nat_port == p->dport &&
+	    ((flow->flags & CT_F_ALONE) || p->proto == IPPROTO_TCP) &&
+	    (!tcp_opens(p) || flow->state == CT_NEW || ct_repeated(flow, p))) {
+		if (flow->flags & CT_F_ALONE)
+			p->flags |= PKT_NO_SVC;
+		return 1;
+	}
+	p->service = 0;
+	return 0;
+}
+
 /* Name the backend of a packet to a frontend. Returns NEXT with p->service 0 where it is to none. */
 RARELY int svc_decide(ctx_t *ctx, struct pkt *p)
 {
@@ -189,6 +218,8 @@ RARELY int svc_decide(ctx_t *ctx, struct pkt *p)
 	/* IPv4's protocol 0 would find the key that marks the address. */
 	if (!l4)
 		return svc_find(&p->dst, 0, 0) ? -DROP_PROTOCOL : NEXT;
+	if ((p->flags & PKT_OWNED) && !p->first && svc_by_socket(ctx, p))
+		return NEXT;
 	if (svc_continue(p))
 		return NEXT;
 	if (!(p->flags & PKT_OPENS) && !svc_find(&p->dst, p->dport, p->proto)) {
@@ -210,7 +241,7 @@ RARELY int svc_decide(ctx_t *ctx, struct pkt *p)
  */
 ALWAYS int svc_lookup(struct pkt *p)
 {
-	if ((tcp_opens(p) || ((p->flags & PKT_FIRST) && p->proto == IPPROTO_UDP)) && svc_find(&p->dst, p->dport, p->proto)) {
+	if ((tcp_opens(p) || (p->first && p->proto == IPPROTO_UDP)) && svc_find(&p->dst, p->dport, p->proto)) {
 		p->flags |= PKT_OPENS;
 		p->flow = NULL;
 		return NEXT;

@@ -19,6 +19,11 @@ ALWAYS int socket_last_words(ctx_t *ctx, struct pkt *p)
 	return 0;
 }
 
+ALWAYS __u64 socket_decided(ctx_t *ctx, struct pkt *p)
+{
+	return 0;
+}
+
 ALWAYS int socket_decision(ctx_t *ctx, struct pkt *p)
 {
 	return 0;
@@ -76,7 +81,7 @@ RARELY int socket_sync(struct socket_state *s)
 	e->packets[side] = s->cache.packets;
 	e->bytes[side] = s->cache.bytes;
 	e->seen = now;
-	if (side || !e->service)
+	if (side || !ct_has_decision(e))
 		return 0;
 	ct_svc_key_of_flow(&key, &s->flow[0].key, e);
 	svc = ct_at(&key);
@@ -239,7 +244,7 @@ RARELY int socket_claim(ctx_t *ctx, struct pkt *p)
 	}
 	if (!s->cookie) {
 		s->cookie = bpf_get_socket_cookie(ctx);
-		p->flags |= PKT_FIRST;
+		p->first = 1;
 	}
 	if (hook_mode != HOOK_OFF)
 		p->cookie = s->cookie;
@@ -435,22 +440,48 @@ RARELY int socket_last_words(ctx_t *ctx, struct pkt *p)
 	return 1;
 }
 
-/* The backend that the socket knows for its flow, where the table has lost it. */
-RARELY int socket_decision(ctx_t *ctx, struct pkt *p)
+/* The backend that the socket knows for its first flow, the one that the packet belongs to. */
+ALWAYS struct socket_state *socket_backend(ctx_t *ctx, struct pkt *p)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct socket_state *s;
 
-	if (!p || !sk)
-		return 0;
+	if (!sk)
+		return NULL;
 	s = bpf_sk_storage_get(&mooring_sockets, sk, NULL, 0);
-	if (!s || !s->flow[0].used || s->flow[0].side || !s->cache.service ||
-	    s->cache.generation != p->generation || !socket_sent(&s->cache, p))
-		return 0;
+	if (!s || !s->flow[0].used || s->flow[0].side || !s->cache.service || !socket_sent(&s->cache, p))
+		return NULL;
 	p->backend = s->cache.backend;
 	p->backend_generation = s->cache.backend_generation;
+	return s;
+}
+
+/* Where the table has lost it: as long as nothing has changed since. */
+RARELY int socket_decision(ctx_t *ctx, struct pkt *p)
+{
+	struct socket_state *s;
+
+	if (!p)
+		return 0;
+	s = socket_backend(ctx, p);
+	if (!s || s->cache.generation != p->generation)
+		return 0;
 	p->service = s->cache.service;
 	return 1;
+}
+
+/*
+ * Where there is no SVC entry: whatever has changed, its flow's entry says whether it still
+ * holds. Returns the socket's cookie, which the hook's mode of today does not matter for.
+ */
+ALWAYS __u64 socket_decided(ctx_t *ctx, struct pkt *p)
+{
+	struct socket_state *s = socket_backend(ctx, p);
+
+	if (!s)
+		return 0;
+	p->service = s->cache.service;
+	return s->cookie;
 }
 
 #endif

@@ -97,6 +97,16 @@ ALWAYS void socket_end(struct socket_state *s, enum release how)
 		bury_others();
 }
 
+/* What only the socket knew of its first flow is remembered by the table, for TIME_WAIT. */
+static __noinline void socket_bequeaths(struct socket_state *s)
+{
+	struct ct_key flow = s->flow[0].key;
+	struct ct_entry *e = ct_at(&flow);
+
+	if (e)
+		ct_remember(&flow, e, s->cookie);
+}
+
 ALWAYS void socket_enters_timewait(struct socket_state *s)
 {
 	struct ct_entry *e, *svc;
@@ -113,6 +123,11 @@ ALWAYS void socket_enters_timewait(struct socket_state *s)
 	e->state = CT_TIMEWAIT;
 	if (!e->service || (s->flow[0].side & 1))
 		return;
+	/* timewait_end() knows the client's tuple only, as what TIME_WAIT sends does. */
+	if (e->flags & CT_F_ALONE) {
+		socket_bequeaths(s);
+		return;
+	}
 	ct_svc_key_of_flow(&key, &s->flow[0].key, e);
 	svc = ct_at(&key);
 	if (svc && svc->cookie[0] == s->cookie)
@@ -190,7 +205,7 @@ ALWAYS void socket_confirm(const struct socket_state *s)
 				e->bytes[side] = s->cache.bytes;
 			}
 		}
-		if (side || !e->service)
+		if (side || !ct_has_decision(e))
 			continue;
 		ct_svc_key_of_flow(&key, &s->flow[i].key, e);
 		svc = ct_at(&key);

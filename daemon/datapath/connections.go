@@ -104,6 +104,9 @@ func (m *Manager) rows(k *bpf.CTKey, e *bpf.CTEntry, now uint64) []api.Connectio
 		return []api.Connection{side("SVC", 0)}
 	}
 	var rows []api.Connection
+	if e.Flags&bpf.CTAlone != 0 {
+		rows = append(rows, decision(side("SVC", 0), e))
+	}
 	if e.Flags&bpf.CTEgress != 0 {
 		rows = append(rows, side("EGRESS", 0))
 	}
@@ -112,6 +115,18 @@ func (m *Manager) rows(k *bpf.CTKey, e *bpf.CTEntry, now uint64) []api.Connectio
 		rows = append(rows, side("INGRESS", 1))
 	}
 	return rows
+}
+
+// decision is the SVC row of a flow that has no SVC entry: from the client, as it calls
+// itself, to the frontend, by which the flow's own row translates, and on to the responder.
+func decision(flow api.Connection, e *bpf.CTEntry) api.Connection {
+	row := flow
+	if e.Origin != (bpf.Addr{}) {
+		row.Source = ends(e.Origin, e.OriginPort)
+	}
+	row.Destination, row.Translation = flow.Translation, flow.Destination
+	row.Packets, row.Bytes = e.Packets[0], e.Bytes[0]
+	return row
 }
 
 // held tells whether a side's socket keeps the entry, so that no timer ends it.

@@ -111,7 +111,9 @@ func TestTuplesAreReusedUnderTheReaper(t *testing.T) {
 	}
 	live := 0
 	for k, e := range n.Entries(t) {
-		if k.Type == bpf.CTService && k.Port[1] == bpf.Port(idleAddress.Port()) && e.State == bpf.CTEstablished {
+		remembered := k.Type == bpf.CTService && k.Port[1] == bpf.Port(idleAddress.Port()) ||
+			e.Flags&bpf.CTAlone != 0 && e.NatPort == bpf.Port(idleAddress.Port())
+		if remembered && e.State == bpf.CTEstablished {
 			live++
 		}
 	}
