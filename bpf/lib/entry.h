@@ -514,7 +514,9 @@ static __noinline void ct_release(const struct ct_key *flow, __u64 cookie, __u8 
 	if (!side && ct_has_decision(e)) {
 		ct_svc_key_of_flow(&key, flow, e);
 		svc = ct_at(&key);
-		if (svc && __sync_val_compare_and_swap(&svc->cookie[0], cookie, 0) == cookie) {
+		/* A socket whose SYN was sent again to another backend goes by that decision now. */
+		if (svc && ct_decided_for(svc, e, flow) &&
+		    __sync_val_compare_and_swap(&svc->cookie[0], cookie, 0) == cookie) {
 			if (how == RELEASE_TIMEWAIT || e->state == CT_TIMEWAIT)
 				svc->state = CT_TIMEWAIT;
 			else if (svc->state < CT_CLOSING)
