@@ -50,7 +50,7 @@ uninstall: ## take them away again; configuration and state of the daemon stay
 ##@ test
 
 .PHONY: test
-test: deps lint generate-check unit test-root test-kernels ## what CI runs (root; installs what it needs with apt); test-kubernetes is apart
+test: deps lint generate-check unit test-root test-kernels test-kubernetes ## what CI runs (root; installs what it needs with apt)
 
 .PHONY: unit
 unit: ## pure tests: seconds, no root, no clang
