@@ -17,11 +17,7 @@ import (
 // A socket's only flow needs no entry for the decision: the socket knows, whatever
 // else changes, and when the socket has gone an answer makes the entry for its successor.
 func TestASocketsOnlyFlowHasOneEntry(t *testing.T) {
-	cgroup := netns.NewCgroup(t, "node")
-	n := NewNode(t, Options{MaxEntries: 4096, Hook: bpf.HookAuto, Cgroup: cgroup.Path})
-	if n.Hook.Mode == bpf.HookOff {
-		t.Fatalf("no hook: %s", n.Hook.Reason)
-	}
+	n := hooked(t)
 	client := n.Pod(t)
 	webs := []*Pod{n.Pod(t), n.Pod(t), n.Pod(t), n.Pod(t)}
 	families(t, func(t *testing.T, v6 bool) {
@@ -98,9 +94,7 @@ func (n *Node) only(t *testing.T, proto uint8, from, vip netip.AddrPort, backend
 // What a pod's kernel says about an answer that came too late names the service, and
 // reaches the backend about the flow that it knows.
 func TestARefusedLateAnswerIsTranslated(t *testing.T) {
-	cgroup := netns.NewCgroup(t, "node")
-	cgroup.Enter(t) // where ends of sockets are heard
-	n := NewNode(t, Options{MaxEntries: 4096, Hook: bpf.HookAuto, Cgroup: cgroup.Path})
+	n := hooked(t)
 	client, web := n.Pod(t), n.Pod(t)
 	families(t, func(t *testing.T, v6 bool) {
 		vip, at := VIP(v6, 20, 53), web.At(v6, 5353)

@@ -67,13 +67,20 @@ func (p *Pod) repeat(t *testing.T, v6 bool) (over func()) {
 	}
 }
 
-func TestASYNThatASocketRepeatsAfterItsHandshakeChangesNothing(t *testing.T) {
+// hooked is a node that hears of the ends of sockets, those of this process too.
+func hooked(t *testing.T) *Node {
+	t.Helper()
 	cgroup := netns.NewCgroup(t, "node")
 	cgroup.Enter(t)
 	n := NewNode(t, Options{MaxEntries: 4096, Hook: bpf.HookAuto, Cgroup: cgroup.Path})
 	if n.Hook.Mode == bpf.HookOff {
 		t.Fatalf("no hook: %s", n.Hook.Reason)
 	}
+	return n
+}
+
+func TestASYNThatASocketRepeatsAfterItsHandshakeChangesNothing(t *testing.T) {
+	n := hooked(t)
 	client := n.Pod(t)
 	webs := []*Pod{n.Pod(t), n.Pod(t), n.Pod(t), n.Pod(t)}
 	families(t, func(t *testing.T, v6 bool) {
