@@ -15,7 +15,8 @@ func newCtList(c *client) *cobra.Command {
 	command := &cobra.Command{
 		Use:   "list",
 		Short: "List connections: which are active, of which pod, to which service",
-		Long: `List the entries of the connection table.
+		Long: `List what the connection table knows. A connection has one entry or two, and
+a row for each of the ways to look at it.
 
 SVC is a flow as the client sent it, with the backend chosen for it; EGRESS and
 INGRESS are a flow as it leaves and enters a pod, with the service address that

@@ -16,7 +16,8 @@ func newCtStats(c *client) *cobra.Command {
 		Use:   "stats",
 		Short: "Show how the connection table fares",
 		Long: `Show how full the connection table is, what ended its entries, and what the
-sweep that removes expired ones costs.`,
+sweep that removes expired ones costs. A connection through a service has one
+entry while its socket holds it, however many rows "mooring ct list" has of it.`,
 		Example: `  mooring ct stats
   mooring ct stats -o json | jq .deleted`,
 	}
