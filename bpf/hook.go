@@ -53,7 +53,7 @@ func (h Hook) UnnamedACKs() bool {
 
 // hookPrograms are those of sock.c that a mode attaches.
 var hookPrograms = map[string][]string{
-	HookTrampoline: {"on_sock_destruct", "on_tcp_time_wait", "on_twsk_free"},
+	HookTrampoline: {"on_sock_destruct", "on_twsk_alloc", "on_twsk_free"},
 	HookTracepoint: {"on_set_state", "on_tcp_destroy", "on_sock_release"},
 	HookOff:        {},
 }

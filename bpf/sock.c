@@ -23,12 +23,18 @@ int BPF_PROG(on_sock_destruct, struct sock *sk)
 	return 0;
 }
 
-/* TIME_WAIT takes the flow over: it ends with the mini-socket, not with the socket. */
-SEC("fentry/tcp_time_wait")
-int BPF_PROG(on_tcp_time_wait, struct sock *sk)
+/*
+ * TIME_WAIT takes the flow over: it ends with the mini-socket, not with the socket. There is
+ * none beyond net.ipv4.tcp_max_tw_buckets, and then tcp_time_wait(), which asks for it, just closes.
+ */
+SEC("fexit/inet_twsk_alloc")
+int BPF_PROG(on_twsk_alloc, const struct sock *sk, void *row, int state, void *mini)
 {
-	struct socket_state *s = bpf_sk_storage_get(&mooring_sockets, sk, 0, 0);
+	struct socket_state *s;
 
+	if (!mini)
+		return 0;
+	s = bpf_sk_storage_get(&mooring_sockets, (void *)sk, 0, 0);
 	if (s)
 		socket_enters_timewait(s);
 	return 0;

@@ -53,7 +53,7 @@ const (
 	sockProgOnSockDestruct      = "on_sock_destruct"
 	sockProgOnSockRelease       = "on_sock_release"
 	sockProgOnTcpDestroy        = "on_tcp_destroy"
-	sockProgOnTcpTimeWait       = "on_tcp_time_wait"
+	sockProgOnTwskAlloc         = "on_twsk_alloc"
 	sockProgOnTwskFree          = "on_twsk_free"
 	sockVarCacheDecisions       = "cache_decisions"
 	sockVarCtDirectLimit        = "ct_direct_limit"
@@ -116,7 +116,7 @@ type sockProgramSpecs struct {
 	OnSockDestruct *ebpf.ProgramSpec `ebpf:"on_sock_destruct"`
 	OnSockRelease  *ebpf.ProgramSpec `ebpf:"on_sock_release"`
 	OnTcpDestroy   *ebpf.ProgramSpec `ebpf:"on_tcp_destroy"`
-	OnTcpTimeWait  *ebpf.ProgramSpec `ebpf:"on_tcp_time_wait"`
+	OnTwskAlloc    *ebpf.ProgramSpec `ebpf:"on_twsk_alloc"`
 	OnTwskFree     *ebpf.ProgramSpec `ebpf:"on_twsk_free"`
 }
 
@@ -290,7 +290,7 @@ type sockPrograms struct {
 	OnSockDestruct *ebpf.Program `ebpf:"on_sock_destruct"`
 	OnSockRelease  *ebpf.Program `ebpf:"on_sock_release"`
 	OnTcpDestroy   *ebpf.Program `ebpf:"on_tcp_destroy"`
-	OnTcpTimeWait  *ebpf.Program `ebpf:"on_tcp_time_wait"`
+	OnTwskAlloc    *ebpf.Program `ebpf:"on_twsk_alloc"`
 	OnTwskFree     *ebpf.Program `ebpf:"on_twsk_free"`
 }
 
@@ -302,7 +302,7 @@ func (p *sockPrograms) Close() error {
 		p.OnSockDestruct,
 		p.OnSockRelease,
 		p.OnTcpDestroy,
-		p.OnTcpTimeWait,
+		p.OnTwskAlloc,
 		p.OnTwskFree,
 	)
 }

@@ -103,17 +103,40 @@ func everyEnd(t *testing.T, hook, cgroup string) {
 			gone(t, grace(hook), waits)
 		})
 	}
-	waiting := 0
-	for _, e := range n.Entries(t) {
-		if waits(e) {
-			waiting++
+	inTimeWait := func(t *testing.T) (count int) {
+		for _, e := range n.Entries(t) {
+			if waits(e) {
+				count++
+			}
 		}
+		return count
 	}
+	waiting := inTimeWait(t)
 	t.Logf("%s: %d entries wait with TIME_WAIT", hook, waiting)
 	// With tracepoints they end with the server's socket, which has heard all.
 	if waiting == 0 && hook == bpf.HookTrampoline {
 		t.Error("no entry is there for what is in TIME_WAIT")
 	}
+
+	// Beyond net.ipv4.tcp_max_tw_buckets a socket just closes: nothing is there to take its flow over.
+	t.Run("no room for TIME_WAIT", func(t *testing.T) {
+		for _, ns := range []*netns.NS{client.NS, server.NS} {
+			ns.Sysctl(t, "net.ipv4.tcp_max_tw_buckets", "0")
+		}
+		waiting := inTimeWait(t)
+		for _, kind := range []Kind{ClientCloses, ServerCloses, LateFIN} {
+			if err := Churn(client.NS, 4, count/7, vips, kind); err != nil {
+				t.Fatal(err)
+			}
+		}
+		gone(t, grace(hook), waits)
+		// A tracepoint does not hear whether there is room: these wait with the others.
+		if hook == bpf.HookTrampoline {
+			if now := inTimeWait(t); now > waiting {
+				t.Errorf("%d entries waited with TIME_WAIT, and %d do where there is none", waiting, now)
+			}
+		}
+	})
 
 	t.Run("a socket with many flows", func(t *testing.T) {
 		flows := connections(1000)
