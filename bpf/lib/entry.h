@@ -376,6 +376,8 @@ ALWAYS int ct_put(struct ct_draft *d, int absent)
 /* The SVC entry of a flow that was made without one (CT_F_ALONE); owner: the cookie of whoever ends it. */
 ALWAYS int ct_remember(const struct ct_key *flow, struct ct_entry *e, __u64 owner)
 {
+	/* The client is known to the backend by an address of this node's. */
+	int other = !addr_zero(&e->origin) && !(e->flags & CT_F_HAIRPIN);
 	struct ct_draft *d = ct_draft();
 	int ret;
 
@@ -390,11 +392,19 @@ ALWAYS int ct_remember(const struct ct_key *flow, struct ct_entry *e, __u64 owne
 	if (e->flags & CT_F_INITIATOR_HIGH) {
 		d->entry.nat = flow->addr[0];
 		d->entry.nat_port = flow->port[0];
+		if (other) {
+			d->entry.origin = flow->addr[1];
+			d->entry.origin_port = flow->port[1];
+		}
 		/* As in ct_svc_key_of_flow(). */
 		asm volatile("" ::: "memory");
 	} else {
 		d->entry.nat = flow->addr[1];
 		d->entry.nat_port = flow->port[1];
+		if (other) {
+			d->entry.origin = flow->addr[0];
+			d->entry.origin_port = flow->port[0];
+		}
 	}
 	d->entry.backend = e->backend;
 	d->entry.backend_generation = e->backend_generation;

@@ -132,9 +132,9 @@ ALWAYS int fast_to_pod(ctx_t *ctx, struct pkt *p, const struct addr *pod, struct
 }
 
 /* The way out is by the same device, to a neighbour that is known. */
-ALWAYS int fast_to_wire(ctx_t *ctx, struct pkt *p, struct north_way *w)
+ALWAYS int fast_to_wire(ctx_t *ctx, struct pkt *p, struct north_way *w, __u32 routed)
 {
-	return wire_route(ctx, p, &w->to) == BPF_FIB_LKUP_RET_SUCCESS && wire_ifindex() == ctx_ifindex(ctx);
+	return (routed || wire_route(ctx, p, &w->to) == BPF_FIB_LKUP_RET_SUCCESS) && wire_ifindex() == ctx_ifindex(ctx);
 }
 
 ALWAYS int fast_leave(ctx_t *ctx, struct pkt *p)
@@ -165,11 +165,11 @@ ALWAYS int fast_tell(ctx_t *ctx, const struct wire_meta *to)
 /* A client's packet: as north_forward(), with the way out known before the packet is changed. */
 ALWAYS int fast_forward(ctx_t *ctx, struct pkt *p, struct north_way *w)
 {
-	__u32 known = w->flags & WAY_KNOWN, snat = p->flags & PKT_SNAT;
+	__u32 known = w->flags & (WAY_KNOWN | WAY_MADE), snat = p->flags & PKT_SNAT;
 	struct wire_meta to;
 	int ret;
 
-	if (!(snat ? fast_to_wire(ctx, p, w) : fast_to_pod(ctx, p, &w->to, &to)))
+	if (!(snat ? fast_to_wire(ctx, p, w, w->flags & WAY_ROUTED) : fast_to_pod(ctx, p, &w->to, &to)))
 		return TO_STACK;
 	ret = way_take(ctx, p, w) ?: hop(ctx, p);
 	if (ret)
@@ -196,7 +196,7 @@ ALWAYS int fast_backward(ctx_t *ctx, struct pkt *p, struct north_way *w)
 	if (!e || !north_answer(p, w))
 		return TO_STACK;
 	snat = !addr_zero(&e->origin);
-	if (!(snat ? fast_to_wire(ctx, p, w) : fast_to_pod(ctx, p, &w->to, &to)))
+	if (!(snat ? fast_to_wire(ctx, p, w, 0) : fast_to_pod(ctx, p, &w->to, &to)))
 		return TO_STACK;
 	p->flow = e;	/* which the verifier forgot over the call */
 	ret = policy_check(p) ?: way_take(ctx, p, w) ?: hop(ctx, p) ?: ct_commit(p);

@@ -48,22 +48,6 @@ ALWAYS int north_admits(const struct svc *s, const struct pkt *p)
 	return !!bpf_map_lookup_elem(&mooring_source_ranges, &key);
 }
 
-/* The same for the same ends on every node (an avalanche after MurmurHash3's finalizer). */
-ALWAYS __u32 north_hash(const struct pkt *p)
-{
-	__u64 h = words(&p->src)[0];
-
-	h = h * 0x9e3779b97f4a7c15ull + words(&p->src)[1];
-	h = h * 0x9e3779b97f4a7c15ull + words(&p->dst)[0];
-	h = h * 0x9e3779b97f4a7c15ull + words(&p->dst)[1];
-	h = h * 0x9e3779b97f4a7c15ull + ((__u64)p->sport << 32 | (__u64)p->dport << 16 | p->proto);
-	h ^= h >> 33;
-	h *= 0xff51afd7ed558ccdull;
-	h ^= h >> 33;
-	h *= 0xc4ceb9fe1a85ec53ull;
-	return h >> 32;
-}
-
 /*
  * The try-th choice among the backends for clients outside. At random, a connection's
  * number (RFC 9293, 3.4.1: its initial sequence number) is what decides, which a SYN has
@@ -93,6 +77,12 @@ ALWAYS int north_local(const struct backend *b, struct north_way *w)
 		return 0;
 	w->flags |= WAY_HOST;
 	return 1;
+}
+
+/* Whether the node of a backend elsewhere is told who asked, and answers the client itself. */
+ALWAYS int north_tells(const struct backend *b)
+{
+	return dsr_mode && dsr_node(&b->addr);
 }
 
 /* What a connection from outside has of its own, in its SYN and in what follows that: 0 if nothing. */
@@ -143,8 +133,8 @@ ALWAYS int north_remember(struct pkt *p, const struct north_way *w)
 }
 
 /*
- * A SYN has its way from a pick that comes out the same when it is repeated: where a pod
- * of this node answers, no table is asked before. Marks the packet so.
+ * A SYN has its way from a pick that comes out the same when it is repeated: where a pod of this
+ * node answers, or one of another by way of this, no table is asked before. Marks the packet so.
  */
 ALWAYS int north_opens(struct pkt *p)
 {
@@ -218,8 +208,8 @@ RARELY int north_again(struct pkt *p)
 	return north_continue(p, w);
 }
 
-/* A new flow from outside: choose a backend, and remember the choice. */
-RARELY int north_open(ctx_t *ctx, struct pkt *p, struct north_way *w)
+/* A new flow from outside: choose a backend. What turns out to have a way has no WAY_NEW. */
+RARELY int north_choose(ctx_t *ctx, struct pkt *p, struct north_way *w)
 {
 	struct ct_entry *taken;
 	struct backend *b;
@@ -254,7 +244,7 @@ RARELY int north_open(ctx_t *ctx, struct pkt *p, struct north_way *w)
 		}
 		w->flags = 0;
 		local = north_local(b, w);
-		if ((p->flags & PKT_OPENS) && (!local || (w->flags & WAY_HOST))) {
+		if ((p->flags & PKT_OPENS) && (local ? w->flags & WAY_HOST : north_tells(b))) {
 			ret = north_again(p);
 			if (ret || p->service)
 				return ret;
@@ -262,7 +252,7 @@ RARELY int north_open(ctx_t *ctx, struct pkt *p, struct north_way *w)
 		if (!local) {
 			/* Where the client was sent before the policy was Local is no place for it any more. */
 			if (!(s->flags & SVC_F_EXTERNAL_LOCAL)) {
-				p->flags |= dsr_mode && dsr_node(&b->addr) ? PKT_DSR : PKT_SNAT;
+				p->flags |= north_tells(b) ? PKT_DSR : PKT_SNAT;
 				goto chosen;
 			}
 		} else {
@@ -301,13 +291,24 @@ chosen:
 	w->to = b->addr;
 	w->to_port = b->port;
 	w->packets = 0;
+	w->flags |= WAY_NEW;
 	svc_remember_affinity(s, p, &p->src);
+	return NEXT;
+}
+
+/* Take the port by which a backend elsewhere is asked, and remember the choice. */
+RARELY int north_keep(ctx_t *ctx, struct pkt *p, struct north_way *w)
+{
+	int ret;
+
+	if (!p || !w)
+		return -DROP_CONNTRACK_FULL;
 	if (p->flags & PKT_SNAT) {
 		ret = snat_open(ctx, p, w);
 		if (ret)
 			return ret;
 	}
-	/* A pod's answer passes by its own hook, where it is remembered. */
+	/* The answer passes by here or by the pod's own hook, where it is remembered. */
 	return p->flags & PKT_OPENS ? NEXT : north_remember(p, w);
 }
 
@@ -315,6 +316,7 @@ chosen:
 ALWAYS int north_begin(ctx_t *ctx, struct pkt *p, struct north_way *w)
 {
 	struct svc *s = svc_find(&p->dst, p->dport, p->proto);
+	int ret;
 
 	if (!s)
 		return svc_find(&p->dst, 0, 0) ? -DROP_NO_PORT : NEXT;
@@ -322,7 +324,8 @@ ALWAYS int north_begin(ctx_t *ctx, struct pkt *p, struct north_way *w)
 		return NEXT;
 	if (p->proto == IPPROTO_TCP && (p->tcp_flags & TCP_RST))
 		return -DROP_NO_FLOW;
-	return north_open(ctx, p, w);
+	ret = north_choose(ctx, p, w);
+	return ret || !(w->flags & WAY_NEW) ? ret : north_keep(ctx, p, w);
 }
 
 /* Find out whether a packet is to a frontend, and its way. Returns NEXT with p->service 0 where it is to none. */
@@ -388,7 +391,7 @@ ALWAYS int north_account(struct pkt *p, const struct north_way *w)
 /* A client's packet goes to its backend. */
 ALWAYS int north_forward(ctx_t *ctx, struct pkt *p, struct north_way *w)
 {
-	__u32 known = w->flags & WAY_KNOWN, host = w->flags & WAY_HOST;
+	__u32 known = w->flags & (WAY_KNOWN | WAY_MADE), host = w->flags & WAY_HOST;
 	int ret;
 
 	/* A process of this node has it as it is: it goes no further. What is to an address of the node the stack would not pass on. */

@@ -36,30 +36,64 @@ ALWAYS struct addr *snat_address(__u32 ifindex, int v6)
 }
 
 /*
+ * Where the search for a free port begins. A SYN that is repeated finds the port again that
+ * it had before, as nothing else remembers it; who does not see the SYN cannot guess it.
+ */
+ALWAYS __u32 snat_first(const struct pkt *p, const struct north_way *w)
+{
+	/* Not the bits by which a backend is picked, of which each would have a share of the ports only. */
+	return p->flags & PKT_OPENS ? ((north_hash(p) ^ w->connection) * 0x85ebca6bu) >> 8 : bpf_get_prandom_u32();
+}
+
+/* Whether an entry that has the port is of this very SYN, sent before: however late, it begins nothing new. */
+ALWAYS int snat_repeated(const struct ct_entry *e, const struct pkt *p)
+{
+	return (p->flags & PKT_OPENS) && !flow_over(e) && e->backend == p->backend &&
+	       e->origin_port == p->sport && e->nat_port == p->dport &&
+	       addr_eq(&e->origin, &p->src) && addr_eq(&e->nat, &p->dst);
+}
+
+/* The way to the backend in w, and by which of the node's addresses it is asked. */
+RARELY int snat_route(ctx_t *ctx, struct pkt *p, struct north_way *w)
+{
+	struct addr *from;
+	int ret;
+
+	if (!p || !w)
+		return -DROP_NO_ROUTE;
+	ret = wire_route(ctx, p, &w->to);
+	if (ret == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return -DROP_TOO_BIG;
+	from = wire_routed(ret) ? snat_address(wire_ifindex(), p->v6) : NULL;
+	if (!from)
+		return -DROP_NO_ROUTE;
+	w->from = *from;
+	w->flags |= WAY_MADE | (ret == BPF_FIB_LKUP_RET_SUCCESS ? WAY_ROUTED : 0);
+	return NEXT;
+}
+
+/*
  * Take a port for the packet's flow to the backend in w, and make the flow's entry
  * in the same step: two flows that begin at once never get one port. A port with an
  * entry is not taken, even if that flow is over: the backend may still wait for its last packets.
  */
-RARELY int snat_open(ctx_t *ctx, struct pkt *p, struct north_way *w)
+RARELY int snat_take(struct pkt *p, struct north_way *w)
 {
 	struct ct_draft *d = ct_draft();
 	struct north_way *own;
 	struct endpoint *ep;
-	struct addr *from;
+	struct ct_entry *e;
+	__u16 alone;
 	__u32 port;
-	int ret;
 
 	if (!p || !w || !d)
 		return -DROP_CONNTRACK_FULL;
-	if (!(w->flags & WAY_SPARE_PORT)) {
-		ret = wire_route(ctx, p, &w->to);
-		if (ret == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-			return -DROP_TOO_BIG;
-		from = wire_routed(ret) ? snat_address(wire_ifindex(), p->v6) : NULL;
-		if (!from)
-			return -DROP_NO_ROUTE;
-		w->from = *from;
+	if (w->flags & WAY_MADE) {
+		d->entry.packets[0] = 1;
+		d->entry.bytes[0] = p->len;
 	}
+	/* The backend's answer makes the service's. */
+	alone = p->flags & PKT_OPENS ? CT_F_ALONE : 0;
 	d->entry.seen = bpf_jiffies64();
 	d->entry.nat = p->dst;
 	d->entry.nat_port = p->dport;
@@ -80,27 +114,43 @@ RARELY int snat_open(ctx_t *ctx, struct pkt *p, struct north_way *w)
 	d->entry.life = bpf_get_prandom_u32() & ~CT_LIFE_CLAIMED;
 	if (p->proto == IPPROTO_TCP && !tcp_opens(p))
 		d->entry.state = CT_ESTABLISHED;
-	port = bpf_get_prandom_u32();
+	port = snat_first(p, w);
 	for (int i = 0; i < SNAT_TRIES; i++, port++) {
 		long err;
 
 		w->from_port = bpf_htons(snat_port_first + port % snat_ports);
-		d->entry.flags = CT_F_EMBRYONIC | (d->entry.endpoint[1] ? CT_F_INGRESS : 0);
+		d->entry.flags = CT_F_EMBRYONIC | alone | (d->entry.endpoint[1] ? CT_F_INGRESS : 0);
 		if (ct_flow_key(&d->key, &w->from, w->from_port, &w->to, w->to_port, p->proto))
 			d->entry.flags |= CT_F_INITIATOR_HIGH;
-		if (bpf_map_lookup_elem(&mooring_ct, &d->key))
-			continue;
-		err = bpf_map_update_elem(&mooring_ct_embryonic, &d->key, &d->entry, BPF_NOEXIST);
-		if (!err) {
-			ct_count(CT_STAT_CREATED);
-			return NEXT;
+		e = bpf_map_lookup_elem(&mooring_ct, &d->key);
+		if (!e) {
+			err = bpf_map_update_elem(&mooring_ct_embryonic, &d->key, &d->entry, BPF_NOEXIST);
+			if (!err) {
+				ct_count(CT_STAT_CREATED);
+				return NEXT;
+			}
+			if (err != -EEXIST) {
+				ct_count_failure(CT_STAT_INSERT_FAILED, err);
+				return -DROP_CONNTRACK_FULL;
+			}
+			e = bpf_map_lookup_elem(&mooring_ct_embryonic, &d->key);
 		}
-		if (err != -EEXIST) {
-			ct_count_failure(CT_STAT_INSERT_FAILED, err);
-			return -DROP_CONNTRACK_FULL;
+		if (e && snat_repeated(e, p)) {
+			e->seen = d->entry.seen;
+			__sync_fetch_and_add(&e->packets[0], 1);
+			__sync_fetch_and_add(&e->bytes[0], p->len);
+			return NEXT;
 		}
 	}
 	return -DROP_SNAT_PORTS;
+}
+
+/* A client's packet goes on under a name of this node's, and is the first that does. */
+ALWAYS int snat_open(ctx_t *ctx, struct pkt *p, struct north_way *w)
+{
+	int ret = w->flags & WAY_SPARE_PORT ? NEXT : snat_route(ctx, p, w);
+
+	return ret ?: snat_take(p, w);
 }
 
 #endif

@@ -13,6 +13,9 @@ enum way_flags {
 	WAY_MUST_TELL = 1 << 4,	/* it does not know yet */
 	WAY_CUT = 1 << 5,	/* what was told with is not the packet itself */
 	WAY_SPARE_PORT = 1 << 6,	/* the client's own is taken at the backend: it is seen with another */
+	WAY_NEW = 1 << 7,	/* just chosen */
+	WAY_MADE = 1 << 8,	/* the flow's entry was just made, and has heard this packet */
+	WAY_ROUTED = 1 << 9,	/* the last look-up of a route, to this backend, found its neighbour */
 };
 
 struct north_way {
@@ -37,6 +40,22 @@ ALWAYS struct north_way *north_way(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&north_ways, &zero);
+}
+
+/* The same for the same ends on every node (an avalanche after MurmurHash3's finalizer). */
+ALWAYS __u32 north_hash(const struct pkt *p)
+{
+	__u64 h = words(&p->src)[0];
+
+	h = h * 0x9e3779b97f4a7c15ull + words(&p->src)[1];
+	h = h * 0x9e3779b97f4a7c15ull + words(&p->dst)[0];
+	h = h * 0x9e3779b97f4a7c15ull + words(&p->dst)[1];
+	h = h * 0x9e3779b97f4a7c15ull + ((__u64)p->sport << 32 | (__u64)p->dport << 16 | p->proto);
+	h ^= h >> 33;
+	h *= 0xff51afd7ed558ccdull;
+	h ^= h >> 33;
+	h *= 0xc4ceb9fe1a85ec53ull;
+	return h >> 32;
 }
 
 /* Give the packet the ends that w has. */

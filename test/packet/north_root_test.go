@@ -551,3 +551,87 @@ func TestANewConnectionFromOutsideLeavesTheLastOnesBackend(t *testing.T) {
 		})
 	})
 }
+
+// The same with a backend on another node, where the port that this node takes for the
+// client follows from the SYN as well.
+func TestASYNToAnotherNodeIsOneEntryUntilItIsAnswered(t *testing.T) {
+	hooks(t, Options{}, func(t *testing.T, n *Node) {
+		families(t, func(t *testing.T, v6 bool) {
+			door := n.NodePort(v6, 30080)
+			backends := []netip.AddrPort{elsewhere(v6, 8080), elsewhere(v6, 8081), elsewhere(v6, 8082)}
+			n.Service(t, TCP, door, backends...)
+			var chosen [3]int
+			sources := map[netip.AddrPort]bool{}
+			for i := range uint32(30) {
+				n.Flush(t)
+				from := outside(v6, 1, 4000)
+				syn := Segment(from, door, SYN)
+				syn.Seq = i * 2_654_435_761
+				first := n.Wire(t, syn)
+				source, backend := first.Src, first.Dst
+				at := slices.Index(backends, backend)
+				if at < 0 {
+					t.Fatalf("got %v\nwant it to leave to one of %v", first, backends)
+				}
+				chosen[at]++
+				sources[source] = true
+				for range 3 {
+					n.Wire(t, syn).leaves(t, source, backend)
+				}
+				if entries := n.Entries(t); len(entries) != 1 {
+					t.Fatalf("four SYNs that nobody answered have made %d entries", len(entries))
+				}
+				// Another client is somebody else there, whatever it sends.
+				other := Segment(outside(v6, 2, 4000), door, SYN)
+				other.Seq = syn.Seq
+				if r := n.Wire(t, other); r.Src == source && r.Dst == backend {
+					t.Fatalf("two clients are both %s to the backend", source)
+				}
+				if i%3 == 0 {
+					n.Wire(t, Segment(backend, source, RST|ACK)).leaves(t, door, from)
+					if _, there := n.ServiceEntry(t, TCP, from, door); there {
+						t.Fatal("a refusal has made the service's entry")
+					}
+					// The next connection has another number, and another port.
+					syn.Seq++
+					if r := n.Wire(t, syn); r.Src == source && r.Dst == backend {
+						t.Fatalf("the next connection is %s to the backend again", source)
+					}
+					continue
+				}
+				n.Wire(t, Segment(backend, source, SYN|ACK)).leaves(t, door, from)
+				svc, there := n.ServiceEntry(t, TCP, from, door)
+				if !there || svc.Nat != bpf.ToAddr(backend.Addr()) || svc.Origin != bpf.ToAddr(source.Addr()) {
+					t.Fatalf("the answer has made the service's entry %v, %+v", there, svc)
+				}
+				// Its number does not matter from now on.
+				for range 3 {
+					n.Wire(t, Segment(from, door, ACK)).leaves(t, source, backend)
+					n.Wire(t, Segment(backend, source, ACK)).leaves(t, door, from)
+				}
+				established := func() {
+					t.Helper()
+					svc, _ := n.ServiceEntry(t, TCP, from, door)
+					flow, _ := n.FlowEntry(t, TCP, source, backend)
+					if svc.State != bpf.CTEstablished || flow.State != bpf.CTEstablished || (svc.Flags|flow.Flags)&bpf.CTEmbryonic != 0 {
+						t.Fatalf("SVC: state %d, flags %#x; flow: state %d, flags %#x", svc.State, svc.Flags, flow.State, flow.Flags)
+					}
+				}
+				established()
+				// The SYN comes once more, late: the backend says what it thinks of it, and nothing changes.
+				n.Wire(t, syn).leaves(t, source, backend)
+				n.Wire(t, Segment(backend, source, ACK)).leaves(t, door, from)
+				n.Wire(t, Segment(from, door, ACK)).leaves(t, source, backend)
+				established()
+			}
+			for i, count := range chosen {
+				if count == 0 {
+					t.Errorf("30 connections on one port never went to backend %d: %v", i, chosen)
+				}
+			}
+			if len(sources) < 25 {
+				t.Errorf("30 connections had %d ports of the node", len(sources))
+			}
+		})
+	})
+}
