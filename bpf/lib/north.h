@@ -208,7 +208,7 @@ RARELY int north_again(struct pkt *p)
 	return north_continue(p, w);
 }
 
-/* A new flow from outside: choose a backend. What turns out to have a way has no WAY_NEW. */
+/* A new flow from outside: choose a backend. What is to no frontend, or turns out to have a way, has no WAY_NEW. */
 RARELY int north_choose(ctx_t *ctx, struct pkt *p, struct north_way *w)
 {
 	struct ct_entry *taken;
@@ -218,9 +218,14 @@ RARELY int north_choose(ctx_t *ctx, struct pkt *p, struct north_way *w)
 
 	if (!p || !w)
 		return -DROP_CONNTRACK_FULL;
+	w->flags = 0;
 	s = svc_find(&p->dst, p->dport, p->proto);
 	if (!s)
-		return -DROP_NO_PORT;
+		return svc_find(&p->dst, 0, 0) ? -DROP_NO_PORT : NEXT;
+	if (!(s->flags & SVC_F_EXTERNAL))
+		return NEXT;
+	if (p->proto == IPPROTO_TCP && (p->tcp_flags & TCP_RST))
+		return -DROP_NO_FLOW;
 	if (north_martian(p))
 		return -DROP_MARTIAN;
 	if ((s->flags & SVC_F_SOURCE_RANGES) && !north_admits(s, p))
@@ -315,16 +320,8 @@ RARELY int north_keep(ctx_t *ctx, struct pkt *p, struct north_way *w)
 /* A flow that has no way yet. Returns NEXT with p->service 0 where it is to no frontend. */
 ALWAYS int north_begin(ctx_t *ctx, struct pkt *p, struct north_way *w)
 {
-	struct svc *s = svc_find(&p->dst, p->dport, p->proto);
-	int ret;
+	int ret = north_choose(ctx, p, w);
 
-	if (!s)
-		return svc_find(&p->dst, 0, 0) ? -DROP_NO_PORT : NEXT;
-	if (!(s->flags & SVC_F_EXTERNAL))
-		return NEXT;
-	if (p->proto == IPPROTO_TCP && (p->tcp_flags & TCP_RST))
-		return -DROP_NO_FLOW;
-	ret = north_choose(ctx, p, w);
 	return ret || !(w->flags & WAY_NEW) ? ret : north_keep(ctx, p, w);
 }
 

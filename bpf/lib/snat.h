@@ -14,6 +14,9 @@
 /* With nine ports of ten taken, one packet in thirty of those that begin a flow finds none. */
 #define SNAT_TRIES 32
 
+/* As many in a row that are taken are no chance: ports are short, and a flood need not keep all. */
+#define SNAT_SHORT 8
+
 /* Ports of the node that nothing else takes: a flow to one is an answer to what was sent from it, or nobody's. */
 ALWAYS int snat_port(__be16 port)
 {
@@ -53,6 +56,16 @@ ALWAYS int snat_repeated(const struct ct_entry *e, const struct pkt *p)
 	       addr_eq(&e->origin, &p->src) && addr_eq(&e->nat, &p->dst);
 }
 
+/*
+ * Whether the port may be another's now: a SYN has it that nobody has answered for a second,
+ * which is when a client asks again, and that finds it another one. No SVC entry speaks of the port.
+ */
+ALWAYS int snat_idle(const struct ct_entry *e, __u64 now)
+{
+	return e->state == CT_NEW && (e->flags & (CT_F_ALONE | CT_F_REPLIED)) == CT_F_ALONE &&
+	       (__s64)(now - e->seen) > (__s64)jiffies_per_second;
+}
+
 /* The way to the backend in w, and by which of the node's addresses it is asked. */
 RARELY int snat_route(ctx_t *ctx, struct pkt *p, struct north_way *w)
 {
@@ -76,6 +89,7 @@ RARELY int snat_route(ctx_t *ctx, struct pkt *p, struct north_way *w)
  * Take a port for the packet's flow to the backend in w, and make the flow's entry
  * in the same step: two flows that begin at once never get one port. A port with an
  * entry is not taken, even if that flow is over: the backend may still wait for its last packets.
+ * Only where ports are short it is, of a flow that nobody answered.
  */
 RARELY int snat_take(struct pkt *p, struct north_way *w)
 {
@@ -123,6 +137,9 @@ RARELY int snat_take(struct pkt *p, struct north_way *w)
 		if (ct_flow_key(&d->key, &w->from, w->from_port, &w->to, w->to_port, p->proto))
 			d->entry.flags |= CT_F_INITIATOR_HIGH;
 		e = bpf_map_lookup_elem(&mooring_ct, &d->key);
+		/* An insertion that finds the key may have pushed another out for it. */
+		if (!e && i)
+			e = bpf_map_lookup_elem(&mooring_ct_embryonic, &d->key);
 		if (!e) {
 			err = bpf_map_update_elem(&mooring_ct_embryonic, &d->key, &d->entry, BPF_NOEXIST);
 			if (!err) {
@@ -139,6 +156,11 @@ RARELY int snat_take(struct pkt *p, struct north_way *w)
 			e->seen = d->entry.seen;
 			__sync_fetch_and_add(&e->packets[0], 1);
 			__sync_fetch_and_add(&e->bytes[0], p->len);
+			return NEXT;
+		}
+		if (e && i >= SNAT_SHORT && snat_idle(e, d->entry.seen) && ct_take_over(&d->key, e, &d->entry)) {
+			ct_count(CT_STAT_CREATED);
+			ct_count(CT_STAT_TAKEN_OVER);
 			return NEXT;
 		}
 	}

@@ -250,6 +250,7 @@ func TestADecisionThatIsMadeAgainIsKeptWithItsFlow(t *testing.T) {
 	})
 }
 
+// What is answered keeps its port; a SYN that nobody answers, as a flood's, does for a second.
 func TestWhenTheNodesPortsAreUsedUpItIsCounted(t *testing.T) {
 	hooks(t, Options{MaxEntries: 4096, SNATPorts: bpf.PortRange{First: 5000, Last: 5007}}, func(t *testing.T, n *Node) {
 		families(t, func(t *testing.T, v6 bool) {
@@ -272,6 +273,23 @@ func TestWhenTheNodesPortsAreUsedUpItIsCounted(t *testing.T) {
 			if r := n.Wire(t, Segment(outside(v6, 1, 4999), n.NodePort(v6, 30081), SYN)); !r.Leaves {
 				t.Errorf("to another backend: %v", r)
 			}
+
+			answered := n.Wire(t, Segment(outside(v6, 1, 4003), door, SYN)).Src
+			n.Wire(t, Segment(backend, answered, SYN|ACK)).leaves(t, door, outside(v6, 1, 4003))
+			n.age(t, 2)
+			for i := range uint16(7) {
+				from := outside(v6, 2, 4000+i)
+				r := n.Wire(t, Segment(from, door, SYN))
+				if !r.Leaves || r.Src == answered || !sources[r.Src] {
+					t.Fatalf("%s after a second: %v", from, r)
+				}
+				delete(sources, r.Src)
+				n.Wire(t, Segment(backend, r.Src, SYN|ACK)).leaves(t, door, from)
+				n.Wire(t, Segment(from, door, ACK)).leaves(t, r.Src, backend)
+			}
+			n.age(t, 2)
+			n.Wire(t, Segment(outside(v6, 1, 4999), door, SYN)).dropped(t, "snat_ports")
+			n.Wire(t, Segment(outside(v6, 1, 4003), door, ACK)).leaves(t, answered, backend)
 		})
 	})
 }
