@@ -14,8 +14,12 @@
 /* With nine ports of ten taken, one packet in thirty of those that begin a flow finds none. */
 #define SNAT_TRIES 32
 
-/* As many in a row that are taken are no chance: ports are short, and a flood need not keep all. */
-#define SNAT_SHORT 8
+/*
+ * After as many in a row that are taken, one of a handshake that does not go on will do, and
+ * after more one of a SYN that is new, but that nobody has answered: a flood need not keep them all.
+ */
+#define SNAT_SHORT 2
+#define SNAT_SHORTER 4
 
 /* Ports of the node that nothing else takes: a flow to one is an answer to what was sent from it, or nobody's. */
 ALWAYS int snat_port(__be16 port)
@@ -57,13 +61,28 @@ ALWAYS int snat_repeated(const struct ct_entry *e, const struct pkt *p)
 }
 
 /*
- * Whether the port may be another's now: a SYN has it that nobody has answered for a second,
- * which is when a client asks again, and that finds it another one. No SVC entry speaks of the port.
+ * Whether the port may be another's now: its handshake stands still. A client who asks again
+ * finds another port; one who has been answered had three times as long as that takes.
  */
-ALWAYS int snat_idle(const struct ct_entry *e, __u64 now)
+ALWAYS int snat_idle(const struct ct_entry *e, const struct pkt *p, __u64 now, int try)
 {
-	return e->state == CT_NEW && (e->flags & (CT_F_ALONE | CT_F_REPLIED)) == CT_F_ALONE &&
-	       (__s64)(now - e->seen) > (__s64)jiffies_per_second;
+	__u64 patience = e->flags & CT_F_REPLIED ? 3 * jiffies_per_second : try < SNAT_SHORTER ? jiffies_per_second : 0;
+
+	return p->proto == IPPROTO_TCP && e->state == CT_NEW && (__s64)(now - e->seen) >= (__s64)patience;
+}
+
+/* Overwrite a flow with the draft on its port, the decision that led there first. */
+static __noinline int snat_take_over(struct ct_draft *d, struct ct_entry *e)
+{
+	int n = ct_end_decision(&d->key, e);
+
+	if (ct_take_over(&d->key, e, &d->entry)) {
+		ct_count(CT_STAT_CREATED);
+		ct_count_by(CT_STAT_TAKEN_OVER, n + 1);
+		return 1;
+	}
+	ct_count_by(CT_STAT_TAKEN_OVER, n);
+	return 0;
 }
 
 /* The way to the backend in w, and by which of the node's addresses it is asked. */
@@ -89,7 +108,7 @@ RARELY int snat_route(ctx_t *ctx, struct pkt *p, struct north_way *w)
  * Take a port for the packet's flow to the backend in w, and make the flow's entry
  * in the same step: two flows that begin at once never get one port. A port with an
  * entry is not taken, even if that flow is over: the backend may still wait for its last packets.
- * Only where ports are short it is, of a flow that nobody answered.
+ * Only where ports are short one is, of a handshake that does not go on.
  */
 RARELY int snat_take(struct pkt *p, struct north_way *w)
 {
@@ -158,11 +177,8 @@ RARELY int snat_take(struct pkt *p, struct north_way *w)
 			__sync_fetch_and_add(&e->bytes[0], p->len);
 			return NEXT;
 		}
-		if (e && i >= SNAT_SHORT && snat_idle(e, d->entry.seen) && ct_take_over(&d->key, e, &d->entry)) {
-			ct_count(CT_STAT_CREATED);
-			ct_count(CT_STAT_TAKEN_OVER);
+		if (e && i >= SNAT_SHORT && snat_idle(e, p, d->entry.seen, i) && snat_take_over(d, e))
 			return NEXT;
-		}
 	}
 	return -DROP_SNAT_PORTS;
 }

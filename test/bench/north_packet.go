@@ -222,11 +222,15 @@ func measureNorthNew(b *B) {
 		where := map[bool]string{false: "a pod of the node", true: "a pod of another node"}[far]
 		for _, full := range []bool{false, true} {
 			m := newNorth(b, 1<<17)
-			backend := m.server.At(false, 8080)
+			backends := []netip.AddrPort{m.server.At(false, 8080)}
 			if far {
-				backend = elsewhere(false, 8080)
+				// To one alone the node's ports are used up before a table is full.
+				backends = nil
+				for port := range uint16(16) {
+					backends = append(backends, elsewhere(false, 8080+port))
+				}
 			}
-			m.Service(b, packet.TCP, m.door, backend)
+			m.Service(b, packet.TCP, m.door, backends...)
 			// By the time that a flow comes again, its entries are long gone.
 			syn := m.frame(packet.Segment(netip.MustParseAddrPort("198.18.0.1:16384"), m.door, packet.SYN), 1<<19)
 			m.repeat = 1 << 14

@@ -318,7 +318,6 @@ clusterDNS: [%q]
 clusterDomain: cluster.local
 imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 50Mi, nodefs.available: 1%%, imagefs.available: 1%%, nodefs.inodesFree: 1%%}
-localStorageCapacityIsolation: false
 nodeStatusUpdateFrequency: 2s
 syncFrequency: 5s
 fileCheckFrequency: 2s

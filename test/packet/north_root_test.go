@@ -250,47 +250,83 @@ func TestADecisionThatIsMadeAgainIsKeptWithItsFlow(t *testing.T) {
 	})
 }
 
-// What is answered keeps its port; a SYN that nobody answers, as a flood's, does for a second.
 func TestWhenTheNodesPortsAreUsedUpItIsCounted(t *testing.T) {
-	hooks(t, Options{MaxEntries: 4096, SNATPorts: bpf.PortRange{First: 5000, Last: 5007}}, func(t *testing.T, n *Node) {
-		families(t, func(t *testing.T, v6 bool) {
-			door, backend := n.NodePort(v6, 30080), elsewhere(v6, 8080)
-			n.Service(t, TCP, door, backend)
-			sources := map[netip.AddrPort]bool{}
-			for i := range uint16(8) {
-				r := n.Wire(t, Segment(outside(v6, 1, 4000+i), door, SYN))
-				if !r.Leaves {
-					t.Fatalf("connection %d of 8: %v", i+1, r)
-				}
-				sources[r.Src] = true
+	fewPorts(t, func(t *testing.T, n *Node, v6 bool) {
+		door, backend := n.NodePort(v6, 30080), elsewhere(v6, 8080)
+		n.Service(t, TCP, door, backend)
+		sources := map[netip.AddrPort]bool{}
+		for i := range uint16(8) {
+			from := outside(v6, 1, 4000+i)
+			r := n.Wire(t, Segment(from, door, SYN))
+			if !r.Leaves {
+				t.Fatalf("connection %d of 8: %v", i+1, r)
 			}
-			if len(sources) != 8 {
-				t.Errorf("8 connections have %d ports", len(sources))
-			}
-			n.Wire(t, Segment(outside(v6, 1, 4999), door, SYN)).dropped(t, "snat_ports")
-			// To another backend each port may be used once more.
-			n.Service(t, TCP, n.NodePort(v6, 30081), elsewhere(v6, 8081))
-			if r := n.Wire(t, Segment(outside(v6, 1, 4999), n.NodePort(v6, 30081), SYN)); !r.Leaves {
-				t.Errorf("to another backend: %v", r)
-			}
+			sources[r.Src] = true
+			n.Wire(t, Segment(backend, r.Src, SYN|ACK)).leaves(t, door, from)
+			n.Wire(t, Segment(from, door, ACK)).leaves(t, r.Src, backend)
+		}
+		if len(sources) != 8 {
+			t.Errorf("8 connections have %d ports", len(sources))
+		}
+		n.age(t, 60)
+		n.Wire(t, Segment(outside(v6, 1, 4999), door, SYN)).dropped(t, "snat_ports")
+		// To another backend each port may be used once more.
+		n.Service(t, TCP, n.NodePort(v6, 30081), elsewhere(v6, 8081))
+		if r := n.Wire(t, Segment(outside(v6, 1, 4999), n.NodePort(v6, 30081), SYN)); !r.Leaves {
+			t.Errorf("to another backend: %v", r)
+		}
+	})
+}
 
-			answered := n.Wire(t, Segment(outside(v6, 1, 4003), door, SYN)).Src
-			n.Wire(t, Segment(backend, answered, SYN|ACK)).leaves(t, door, outside(v6, 1, 4003))
-			n.age(t, 2)
-			for i := range uint16(7) {
-				from := outside(v6, 2, 4000+i)
-				r := n.Wire(t, Segment(from, door, SYN))
-				if !r.Leaves || r.Src == answered || !sources[r.Src] {
-					t.Fatalf("%s after a second: %v", from, r)
-				}
-				delete(sources, r.Src)
-				n.Wire(t, Segment(backend, r.Src, SYN|ACK)).leaves(t, door, from)
-				n.Wire(t, Segment(from, door, ACK)).leaves(t, r.Src, backend)
+// fewPorts is hooks for a node that has eight ports to stand in for clients.
+func fewPorts(t *testing.T, f func(t *testing.T, n *Node, v6 bool)) {
+	hooks(t, Options{MaxEntries: 4096, SNATPorts: bpf.PortRange{First: 5000, Last: 5007}}, func(t *testing.T, n *Node) {
+		families(t, func(t *testing.T, v6 bool) { f(t, n, v6) })
+	})
+}
+
+// A flood's SYNs keep no port from who is answered, whose own may be another's when its handshake stands still.
+func TestAPortOfTheNodeIsKeptByWhoIsAnswered(t *testing.T) {
+	fewPorts(t, func(t *testing.T, n *Node, v6 bool) {
+		n.Flush(t)
+		door, backend := n.NodePort(v6, 30080), elsewhere(v6, 8080)
+		n.Service(t, TCP, door, backend)
+		for i := range uint16(100) {
+			if r := n.Wire(t, Segment(outside(v6, 1, 4000+i), door, SYN)); !r.Leaves {
+				t.Fatalf("SYN %d of a flood: %v", i+1, r)
 			}
-			n.age(t, 2)
+		}
+		kept := map[netip.AddrPort]netip.AddrPort{}
+		for i := range uint16(8) {
+			from := outside(v6, 2, 4000+i)
+			r := n.Wire(t, Segment(from, door, SYN))
+			if _, taken := kept[r.Src]; taken || !r.Leaves {
+				t.Fatalf("client %d of 8: %v", i+1, r)
+			}
+			kept[r.Src] = from
+			n.Wire(t, Segment(backend, r.Src, SYN|ACK)).leaves(t, door, from)
+		}
+		for range 2 {
 			n.Wire(t, Segment(outside(v6, 1, 4999), door, SYN)).dropped(t, "snat_ports")
-			n.Wire(t, Segment(outside(v6, 1, 4003), door, ACK)).leaves(t, answered, backend)
-		})
+			n.age(t, 1)
+		}
+		n.age(t, 2)
+		r := n.Wire(t, Segment(outside(v6, 3, 4999), door, SYN))
+		if !r.Leaves {
+			t.Fatalf("when handshakes have stood still: %v", r)
+		}
+		svc := 0
+		for k, e := range n.Entries(t) {
+			if k.Type == bpf.CTService {
+				svc++
+				if e.OriginPort == bpf.Port(r.Src.Port()) {
+					t.Errorf("the port has another client's decision still: %+v %+v", k, e)
+				}
+			}
+		}
+		if svc != 7 {
+			t.Errorf("%d clients of 8 have a decision where one has lost its port", svc)
+		}
 	})
 }
 
