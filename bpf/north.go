@@ -46,7 +46,7 @@ const (
 	DropDSROption   = abiDropReasonDROP_DSR_OPTION
 )
 
-// Door is the place of an address's bit in mooring_doors, as lib/fast.h:fast_door looks for it.
+// Door is the place of an address's bit in mooring_doors, as lib/north.h:north_door looks for it.
 func Door(a Addr) (word int, bit uint) {
 	var hash uint32
 	for i := 0; i < len(a.B); i += 4 {

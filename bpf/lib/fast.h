@@ -20,17 +20,6 @@ ALWAYS int fast_for_us(const struct ethhdr *eth)
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2];
 }
 
-/* Whether anybody is at the address who services concern: most have nobody, and no table is asked. */
-ALWAYS int fast_door(const struct addr *a)
-{
-	const __u32 *w = (const __u32 *)a->b;
-	__u32 hash = (w[0] ^ w[1] ^ w[2] ^ w[3]) * 0x9e3779b1u;
-	__u32 index = hash >> 22;
-	__u64 *doors = bpf_map_lookup_elem(&mooring_doors, &index);
-
-	return doors && (*doors >> (hash >> 16 & 63) & 1);
-}
-
 /*
  * The sender of a packet that never was on a wire, as on a veth, leaves the sum
  * to a device: the packet holds that of the pseudo header, and nothing here says so
@@ -85,7 +74,7 @@ ALWAYS int fast_parse(ctx_t *ctx, struct pkt *p)
 	} else {
 		return 0;
 	}
-	if (!fast_door(&p->dst))
+	if (!north_door(&p->dst))
 		return 0;
 	/* More than the header says is padding; less is in other buffers, or nowhere. */
 	if (payload > 0xffff || p->l4 + payload > p->len)

@@ -170,7 +170,8 @@ struct {
 
 /*
  * A bit for each address that somebody who services concern may have, by its
- * hash: what has none is passed at the driver. Writer: daemon/datapath doors.go.
+ * hash, this node and its pods among them: what is to none is passed at the driver, and no
+ * table is asked. A bit is set before its address is written. Writer: daemon/datapath doors.go.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -17,6 +17,17 @@
 /* How long the flow's entry may wait for news of packets that only the service's has seen. */
 #define NORTH_SYNC (4 * jiffies_per_second)
 
+/* Whether anybody is at the address who services concern, this node and its pods among them: most have nobody, and no table is asked. */
+ALWAYS int north_door(const struct addr *a)
+{
+	const __u32 *w = (const __u32 *)a->b;
+	__u32 hash = (w[0] ^ w[1] ^ w[2] ^ w[3]) * 0x9e3779b1u;
+	__u32 index = hash >> 22;
+	__u64 *doors = bpf_map_lookup_elem(&mooring_doors, &index);
+
+	return doors && (*doors >> (hash >> 16 & 63) & 1);
+}
+
 ALWAYS int north_own_address(const struct addr *a)
 {
 	struct addr key = *a;
@@ -37,7 +48,7 @@ ALWAYS int north_martian(const struct pkt *p)
 	} else if (src.b[0] == 0xff || (!words(&src)[0] && words(&src)[1] <= bpf_cpu_to_be64(1))) {
 		return 1;
 	}
-	return bpf_map_lookup_elem(&mooring_endpoints, &src) || north_own_address(&src);
+	return north_door(&src) && (bpf_map_lookup_elem(&mooring_endpoints, &src) || north_own_address(&src));
 }
 
 ALWAYS int north_admits(const struct svc *s, const struct pkt *p)
@@ -71,6 +82,8 @@ ALWAYS int north_local(const struct backend *b, struct north_way *w)
 {
 	struct addr addr = b->addr;
 
+	if (!north_door(&addr))
+		return 0;
 	if (bpf_map_lookup_elem(&mooring_endpoints, &addr))
 		return 1;
 	if (!north_own_address(&addr))

@@ -13,8 +13,8 @@ import (
 )
 
 // doors writes mooring_doors: by which addresses somebody may be reached who
-// services concern. A bit too many costs a look-up; one that is missing costs the
-// driver's short cut. So bits are set as addresses come, and only the next start takes any away.
+// services concern. A bit too many costs a look-up; without its own the programs do not know an
+// address at all. So bits are set before addresses are written, and only the next start takes any away.
 type doors struct {
 	bpf *bpf.Datapath
 

@@ -86,9 +86,6 @@ func (n *Node) drive(t testing.TB) {
 	uplink := n.Link(t, netns.Uplink).Attrs()
 	options := bpf.XDPOptions{Mode: bpf.XDPNative}
 	copy(options.MAC[:], uplink.HardwareAddr)
-	for i := range n.Doors.MaxEntries() {
-		put(t, n.Doors, i, ^uint64(0))
-	}
 	err := n.Do(func() (err error) {
 		if n.driver, err = n.LoadXDP(options); err == nil {
 			err = n.AttachXDP(netns.Uplink, uplink.Index, options)
@@ -120,13 +117,16 @@ func (n *Node) OpenDoors(t testing.TB, addresses ...netip.Addr) {
 	}
 }
 
-// addresses tells the programs which addresses are the node's.
+// addresses tells the programs which addresses are the node's, and opens all doors.
 func (n *Node) addresses(t testing.TB) {
 	t.Helper()
 	uplink := uint32(n.Link(t, netns.Uplink).Attrs().Index)
 	put(t, n.Uplinks, uplink, bpf.Uplink{V4: bpf.ToAddr(n.IP), V6: bpf.ToAddr(n.IP6)})
 	for _, a := range []netip.Addr{n.IP, n.IP6} {
 		put(t, n.NodeAddresses, bpf.ToAddr(a), uint32(1))
+	}
+	for i := range n.Doors.MaxEntries() {
+		put(t, n.Doors, i, ^uint64(0))
 	}
 }
 

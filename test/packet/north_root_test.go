@@ -333,6 +333,7 @@ func TestAPortOfTheNodeIsKeptByWhoIsAnswered(t *testing.T) {
 func TestWhoMayNotReachAFrontendFromOutside(t *testing.T) {
 	hooks(t, Options{}, func(t *testing.T, n *Node) {
 		web, other := n.Pod(t), n.Pod(t)
+		n.OpenDoors(t, n.IP, n.IP6, web.V4, web.V6, other.V4, other.V6)
 		families(t, func(t *testing.T, v6 bool) {
 			door := n.NodePort(v6, 30080)
 			s := n.Service(t, TCP, door, web.At(v6, 8080))
