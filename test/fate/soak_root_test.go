@@ -86,6 +86,8 @@ func TestAfterAChurnEntriesAreLiveFlows(t *testing.T) {
 		}
 	}
 	churning.Wait()
+	// Refusals and what comes for a flow that was reset, if no flow failed.
+	t.Logf("dropped:\n%s", n.Drops())
 	began := time.Now()
 	t.Logf("%d flows, %d crashes, %d changes of the hook; entries and the daemon's memory: %s", flows, crashes, switches, strings.Join(samples, ", "))
 

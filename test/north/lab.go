@@ -84,7 +84,7 @@ func New(t netns.T, mode Mode, flags ...string) *Lab {
 		n.Up()
 		t.Cleanup(func() {
 			if t.Failed() {
-				t.Logf("%s dropped:\n%s", n.NodeName, Drops(n))
+				t.Logf("%s dropped:\n%s", n.NodeName, n.Drops())
 			}
 		})
 	}
@@ -99,20 +99,6 @@ func (l *Lab) flush() {
 			l.T.Fatalf("flush %s: %v", n.NodeName, err)
 		}
 	}
-}
-
-// Drops are a node's metrics of dropped packets.
-func Drops(n *scenario.Node) (lines string) {
-	metrics, err := n.Get("http://127.0.0.1:9964/metrics")
-	if err != nil {
-		return err.Error()
-	}
-	for line := range strings.Lines(metrics) {
-		if strings.HasPrefix(line, "mooring_dropped_packets_total{") {
-			lines += line
-		}
-	}
-	return lines
 }
 
 // RouteTo has the router send what is for the service's addresses to a node.

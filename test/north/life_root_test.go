@@ -179,7 +179,7 @@ var restarts = group{name: "restarts under load lose nothing", tests: []modeTest
 func restartUnderLoad(t *testing.T, l *Lab) {
 	l.Service(Spec{Pods: []string{"a-1", "b-1"}})
 	l.flush()
-	before := Drops(l.A)
+	before := l.A.Drops()
 	o := startLoad(t, l)
 	o.more(500)
 	for i := range 4 {
@@ -196,7 +196,7 @@ func restartUnderLoad(t *testing.T, l *Lab) {
 		}
 	}
 	o.end()
-	if after := Drops(l.A); after != before {
+	if after := l.A.Drops(); after != before {
 		t.Errorf("packets were dropped; before:\n%safter:\n%s", before, after)
 	}
 }

@@ -177,7 +177,7 @@ func dropped(t *testing.T, n *scenario.Node, reason string) (sum int) {
 
 func droppedAt(t *testing.T, n *scenario.Node, direction, reason string) (sum int) {
 	t.Helper()
-	for line := range strings.Lines(Drops(n)) {
+	for line := range strings.Lines(n.Drops()) {
 		if strings.Contains(line, `direction="`+direction+`"`) && strings.Contains(line, `reason="`+reason+`"`) {
 			words := strings.Fields(line)
 			count, err := strconv.ParseFloat(words[len(words)-1], 64)

@@ -142,6 +142,20 @@ func (n *Node) Args() []string {
 	), n.Flags...)
 }
 
+// Drops are the daemon's metrics of dropped packets, a line each, or why they cannot be had.
+func (n *Node) Drops() (lines string) {
+	metrics, err := n.Get("http://127.0.0.1:9964/metrics")
+	if err != nil {
+		return err.Error()
+	}
+	for line := range strings.Lines(metrics) {
+		if strings.HasPrefix(line, "mooring_dropped_packets_total{") {
+			lines += line
+		}
+	}
+	return lines
+}
+
 // Launch starts the daemon and does not wait for it.
 func (n *Node) Launch() *netns.Process {
 	n.t.Helper()

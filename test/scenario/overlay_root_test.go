@@ -171,7 +171,7 @@ func TestPodsOfOtherNodesAreReachedByTunnels(t *testing.T) {
 	}
 	forge.Write([]byte("let me in"))
 	netns.Eventually(t, 5*time.Second, "the forged packet is counted", func() bool {
-		return strings.Contains(dropped(t, a), `direction="from_overlay",reason="tunnel_source"`)
+		return strings.Contains(a.Drops(), `direction="from_overlay",reason="tunnel_source"`)
 	})
 	select {
 	case <-got:

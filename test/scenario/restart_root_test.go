@@ -149,21 +149,6 @@ func (l *load) end() {
 	l.t.Logf("%d exchanges, %d new TCP connections, the slowest took %v", l.exchange.Load(), l.opened.Load(), time.Duration(l.slowest.Load()))
 }
 
-// dropped sums what the datapath dropped.
-func dropped(t *testing.T, n *Node) (text string) {
-	t.Helper()
-	metrics, err := n.Get("http://127.0.0.1:9964/metrics")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(metrics) {
-		if strings.HasPrefix(line, "mooring_dropped_packets_total") {
-			text += line
-		}
-	}
-	return text
-}
-
 func TestRestartUnderLoadLosesNoPacketAndNoConnection(t *testing.T) {
 	n := echoNode(t, "echo-1", "echo-2", "echo-3")
 	l := startLoad(t, n)
@@ -195,7 +180,7 @@ func TestRestartUnderLoadLosesNoPacketAndNoConnection(t *testing.T) {
 	if fmt.Sprint(before) != fmt.Sprint(after) {
 		t.Errorf("services were\n%v\nand are\n%v", before, after)
 	}
-	if text := dropped(t, n); text != "" {
+	if text := n.Drops(); text != "" {
 		t.Errorf("packets were dropped:\n%s", text)
 	}
 }
@@ -250,7 +235,7 @@ func TestCrashWhileServicesChangeLosesNothing(t *testing.T) {
 			t.Errorf("service s%d has backends %v, want %d", s, got, want)
 		}
 	}
-	if text := dropped(t, n); text != "" {
+	if text := n.Drops(); text != "" {
 		t.Errorf("packets were dropped:\n%s", text)
 	}
 }
