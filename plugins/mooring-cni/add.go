@@ -53,6 +53,7 @@ func (a *attachment) add() (err error) {
 		{"tell the daemon", a.tellDaemon, a.untellDaemon},
 		{"attach the programs", a.attachPrograms, a.detachPrograms},
 		{"set the host's end up", a.raiseHost, nil},
+		{"wait for the pod's end", a.awaitCarrier, nil},
 		{"answer", a.answer, nil},
 	} {
 		undo.push(s.what, s.back)

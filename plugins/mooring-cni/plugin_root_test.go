@@ -360,7 +360,7 @@ func TestFailedAddLeavesNothing(t *testing.T) {
 	d := startDaemon(t, node)
 	_, other := pod(t, node, "other")
 	other.add(t)
-	steps := []string{"make the pair", "get addresses", "configure the pod's end", "tell the daemon", "attach the programs", "set the host's end up", "answer"}
+	steps := []string{"make the pair", "get addresses", "configure the pod's end", "tell the daemon", "attach the programs", "set the host's end up", "wait for the pod's end", "answer"}
 	for _, step := range steps {
 		ns, c := pod(t, node, "a")
 		before := look(t, d, ns)
@@ -715,15 +715,26 @@ func TestFiftyAddsAtOnceGiveFiftyAddresses(t *testing.T) {
 	node := netns.NewNode(t)
 	d := startDaemon(t, node)
 	before := look(t, d)
-	calls := make([]call, 50)
+	calls, pods := make([]call, 50), make([]*netns.NS, 50)
 	for i := range calls {
-		_, calls[i] = pod(t, node, fmt.Sprint("p", i))
+		pods[i], calls[i] = pod(t, node, fmt.Sprint("p", i))
 	}
 	var wait sync.WaitGroup
 	for i := range calls {
 		wait.Go(func() {
 			if out, err := calls[i].with("ADD", nil).plugin(t); err != nil {
 				t.Errorf("%+v %s", err, out)
+				return
+			}
+			// A list of all, as asking for the one makes the kernel look: until it has, what the pod sends is dropped.
+			links, err := pods[i].Netlink().LinkList()
+			if err != nil {
+				t.Error(err)
+			}
+			for _, l := range links {
+				if state := l.Attrs().OperState; l.Attrs().Name == "eth0" && state != netlink.OperUp {
+					t.Errorf("%s: eth0 is %s when ADD has answered", pods[i].Name(), state)
+				}
 			}
 		})
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/vishvananda/netlink"
@@ -276,6 +277,25 @@ func (a *attachment) raiseHost() error {
 		}
 	}
 	return nil
+}
+
+// carrierPatience is how long ADD waits for the pod's end. The link comes up without it, too.
+const carrierPatience = 5 * time.Second
+
+// awaitCarrier waits until the pod's end passes packets. It was up before there was a
+// carrier, and until the kernel's link watch has seen that, which is a work of its own
+// (linkwatch_do_dev()), all that the pod sends is dropped and counted nowhere: a first
+// datagram, a DNS query. From Linux 6.8 on asking for the device is what makes it look.
+func (a *attachment) awaitCarrier() error {
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		link, err := a.podside.LinkByName(a.ifname)
+		if err != nil {
+			return fmt.Errorf("look whether %s is up: %w", a.ifname, err)
+		}
+		if link.Attrs().OperState == netlink.OperUp || time.Since(began) > carrierPatience {
+			return nil
+		}
+	}
 }
 
 func toPod(index int, ip netip.Addr) netlink.Route {
