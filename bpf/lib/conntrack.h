@@ -155,9 +155,17 @@ static __noinline int ct_promote(const struct ct_key *key)
 		ct_live_add(1);
 		ct_count(CT_STAT_PROMOTED);
 	}
-	if (ct_claim(e, life))
+	if (ct_claim(e, life)) {
 		bpf_map_delete_elem(&mooring_ct_embryonic, key);
-	return 1;
+		return 1;
+	}
+	/* It has ended since it was read, or is the next flow's: what was made of it is nobody's. */
+	if (!err) {
+		e = bpf_map_lookup_elem(&mooring_ct, key);
+		if (e && ct_claim(e, d->entry.life))
+			ct_delete_claimed(key, e);
+	}
+	return 0;
 }
 
 RARELY int ct_promote_flow(struct pkt *p)

@@ -216,13 +216,18 @@ ALWAYS int ct_end_decision(const struct ct_key *flow, const struct ct_entry *e)
 	       ct_delete_claimed(&key, svc);
 }
 
-/* Delete a flow's entry, and the SVC entry of the same decision. Returns how many went. */
+/*
+ * Delete a flow's entry, and the SVC entry of the same decision. Returns how many went.
+ * Claimed before the decision is looked for: who makes that meanwhile sees the claim.
+ */
 static __noinline int ct_end(const struct ct_key *flow, struct ct_entry *e, __u32 life, __u32 stat)
 {
-	int n = ct_end_decision(flow, e);
+	int n;
 
-	if (ct_claim(e, life) && ct_delete_claimed(flow, e))
-		n++;
+	if (!ct_claim(e, life))
+		return 0;
+	n = ct_end_decision(flow, e);
+	n += ct_delete_claimed(flow, e);
 	ct_count_by(stat, n);
 	return n;
 }
@@ -373,6 +378,19 @@ ALWAYS int ct_put(struct ct_draft *d, int absent)
 	return -DROP_TUPLE_BUSY;
 }
 
+/* Delete a decision whose flow has gone before it was there. */
+ALWAYS void ct_forget(const struct ct_key *key)
+{
+	struct ct_entry *e = ct_at(key);
+	__u32 life;
+
+	if (!e)
+		return;
+	life = *(volatile __u32 *)&e->life;
+	if (!e->cookie[0] && ct_claim_of(key, e, life))
+		ct_count_by(CT_STAT_DELETED_SOCKET, ct_delete_claimed(key, e));
+}
+
 /* The SVC entry of a flow that was made without one (CT_F_ALONE); owner: the cookie of whoever ends it. */
 ALWAYS int ct_remember(const struct ct_key *flow, struct ct_entry *e, __u64 owner)
 {
@@ -413,9 +431,13 @@ ALWAYS int ct_remember(const struct ct_key *flow, struct ct_entry *e, __u64 owne
 	d->entry.state = e->state;
 	d->entry.flags = e->flags & (CT_F_EGRESS | CT_F_ENDED);
 	ret = ct_put(d, 0);
-	if (!ret)
-		__sync_fetch_and_and(&e->flags, ~CT_F_ALONE);
-	return ret;
+	if (ret)
+		return ret;
+	/* A barrier, as the claim in ct_end() is: either that finds the SVC entry, or this sees that the flow has ended. */
+	__sync_fetch_and_and(&e->flags, ~CT_F_ALONE);
+	if (!owner && ((*(volatile __u32 *)&e->life & CT_LIFE_CLAIMED) || ct_at(flow) != e))
+		ct_forget(&d->key);
+	return NEXT;
 }
 
 /* Move an entry that is over to where it pushes out only its like. It keeps its life. */

@@ -528,8 +528,10 @@ RARELY int north_supersede(struct pkt *p)
 	life = *(volatile __u32 *)&e->life;
 	if (!north_supersedes(p, e) || (!(e->flags & CT_F_INGRESS) && !north_own_address(&p->dst)))
 		return 0;
+	if (!ct_claim_of(&key, e, life))
+		return 0;
 	n = ct_end_decision(&key, e);
-	n += ct_claim_of(&key, e, life) && ct_delete_claimed(&key, e);
+	n += ct_delete_claimed(&key, e);
 	ct_count_by(CT_STAT_TAKEN_OVER, n);
 	return 0;
 }
