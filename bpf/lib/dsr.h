@@ -239,11 +239,9 @@ RARELY int dsr_forward(ctx_t *ctx, struct pkt *p)
 
 	if (!p || !w)
 		return -DROP_NO_BACKEND;
-	ret = wire_route(ctx, p, &w->to);
-	if (ret == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return -DROP_TOO_BIG;
-	if (!wire_routed(ret))
-		return -DROP_NO_ROUTE;
+	ret = wire_refused(wire_route(ctx, p, &w->to));
+	if (ret)
+		return ret;
 	ifindex = wire_ifindex();
 	tell = w->flags & WAY_TELL;
 	if (tell && wire_route_len(ctx, p, &w->to, p->len - p->l3 + dsr_overhead(p)) == BPF_FIB_LKUP_RET_FRAG_NEEDED) {

@@ -291,19 +291,22 @@ ALWAYS struct ct_draft *ct_draft(void)
 	return d;
 }
 
-/*
- * Overwrite an entry with the next flow on its tuple, unless somebody is deleting it.
- * It is claimed meanwhile: nobody may judge it by what is half the last flow's.
- */
-ALWAYS int ct_take_over(const struct ct_key *key, struct ct_entry *e, const struct ct_entry *next)
+/* Claim an entry for the next flow on its tuple, unless somebody is deleting it. */
+ALWAYS int ct_claim_for(const struct ct_key *key, struct ct_entry *e, const struct ct_entry *next)
 {
 	__u32 life = e->life;
-	__u32 place = e->flags & CT_F_EMBRYONIC;
 
 	/* A claim on an entry that was not heard of for long is taken for one left behind. */
 	e->seen = next->seen;
-	if (!ct_claim_of(key, e, life))
-		return 0;
+	return ct_claim_of(key, e, life);
+}
+
+/* Overwrite what was claimed so: nobody may judge it by what is half the last flow's. */
+ALWAYS void ct_overwrite(struct ct_entry *e, const struct ct_entry *next)
+{
+	__u32 place = e->flags & CT_F_EMBRYONIC;
+	__u32 life;
+
 	e->cookie[0] = next->cookie[0];
 	e->cookie[1] = next->cookie[1];
 	e->packets[0] = next->packets[0];
@@ -329,6 +332,13 @@ ALWAYS int ct_take_over(const struct ct_key *key, struct ct_entry *e, const stru
 	/* Read again, as it was claimed: there is no room to keep it. */
 	life = *(volatile __u32 *)&e->life;
 	__sync_val_compare_and_swap(&e->life, life, (life & ~CT_LIFE_CLAIMED) + 2);
+}
+
+ALWAYS int ct_take_over(const struct ct_key *key, struct ct_entry *e, const struct ct_entry *next)
+{
+	if (!ct_claim_for(key, e, next))
+		return 0;
+	ct_overwrite(e, next);
 	return 1;
 }
 
@@ -378,17 +388,19 @@ ALWAYS int ct_put(struct ct_draft *d, int absent)
 	return -DROP_TUPLE_BUSY;
 }
 
-/* Delete a decision whose flow has gone before it was there. */
-ALWAYS void ct_forget(const struct ct_key *key)
+/* Delete the decision of a draft, whose flow has gone before it was there. */
+ALWAYS void ct_forget(const struct ct_draft *d)
 {
-	struct ct_entry *e = ct_at(key);
+	struct ct_entry *e = ct_at(&d->key);
 	__u32 life;
 
 	if (!e)
 		return;
+	/* Read before the rest: who takes it over changes it first. */
 	life = *(volatile __u32 *)&e->life;
-	if (!e->cookie[0] && ct_claim_of(key, e, life))
-		ct_count_by(CT_STAT_DELETED_SOCKET, ct_delete_claimed(key, e));
+	if (!e->cookie[0] && e->backend == d->entry.backend && e->origin_port == d->entry.origin_port &&
+	    ct_claim_of(&d->key, e, life))
+		ct_count_by(CT_STAT_DELETED_SOCKET, ct_delete_claimed(&d->key, e));
 }
 
 /* The SVC entry of a flow that was made without one (CT_F_ALONE); owner: the cookie of whoever ends it. */
@@ -396,6 +408,7 @@ ALWAYS int ct_remember(const struct ct_key *flow, struct ct_entry *e, __u64 owne
 {
 	/* The client is known to the backend by an address of this node's. */
 	int other = !addr_zero(&e->origin) && !(e->flags & CT_F_HAIRPIN);
+	__u32 life = *(volatile __u32 *)&e->life;
 	struct ct_draft *d = ct_draft();
 	int ret;
 
@@ -433,10 +446,10 @@ ALWAYS int ct_remember(const struct ct_key *flow, struct ct_entry *e, __u64 owne
 	ret = ct_put(d, 0);
 	if (ret)
 		return ret;
-	/* A barrier, as the claim in ct_end() is: either that finds the SVC entry, or this sees that the flow has ended. */
+	/* A barrier, as a claim is: either who ends the flow finds the SVC entry, or this sees that it has ended. */
 	__sync_fetch_and_and(&e->flags, ~CT_F_ALONE);
-	if (!owner && ((*(volatile __u32 *)&e->life & CT_LIFE_CLAIMED) || ct_at(flow) != e))
-		ct_forget(&d->key);
+	if (!owner && (*(volatile __u32 *)&e->life != life || (life & CT_LIFE_CLAIMED) || ct_at(flow) != e))
+		ct_forget(d);
 	return NEXT;
 }
 

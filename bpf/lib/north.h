@@ -431,14 +431,10 @@ ALWAYS int north_forward(ctx_t *ctx, struct pkt *p, struct north_way *w)
 RARELY int north_back(ctx_t *ctx, struct pkt *p)
 {
 	struct north_way *w = north_way();
-	int ret;
 
 	if (!p || !w)
 		return -DROP_NO_ROUTE;
-	ret = wire_route(ctx, p, &w->to);
-	if (ret == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return -DROP_TOO_BIG;
-	return wire_routed(ret) ? NEXT : -DROP_NO_ROUTE;
+	return wire_refused(wire_route(ctx, p, &w->to));
 }
 
 /* Whether the packet may be an answer that is to be changed: to a pod, or to a port that this node stands in by. */

@@ -71,36 +71,37 @@ ALWAYS int snat_idle(const struct ct_entry *e, const struct pkt *p, __u64 now, i
 	return p->proto == IPPROTO_TCP && e->state == CT_NEW && (__s64)(now - e->seen) >= (__s64)patience;
 }
 
-/* Overwrite a flow with the draft on its port, the decision that led there first. */
+/* Overwrite a flow with the draft on its port. The decision that led there ends: claimed before that is looked for, as in ct_end(). */
 static __noinline int snat_take_over(struct ct_draft *d, struct ct_entry *e)
 {
-	int n = ct_end_decision(&d->key, e);
+	int n = 1;
 
-	if (ct_take_over(&d->key, e, &d->entry)) {
-		ct_count(CT_STAT_CREATED);
-		ct_count_by(CT_STAT_TAKEN_OVER, n + 1);
-		return 1;
-	}
+	if (!ct_claim_for(&d->key, e, &d->entry))
+		return 0;
+	n += ct_end_decision(&d->key, e);
+	ct_overwrite(e, &d->entry);
+	ct_count(CT_STAT_CREATED);
 	ct_count_by(CT_STAT_TAKEN_OVER, n);
-	return 0;
+	return 1;
 }
 
 /* The way to the backend in w, and by which of the node's addresses it is asked. */
 RARELY int snat_route(ctx_t *ctx, struct pkt *p, struct north_way *w)
 {
 	struct addr *from;
-	int ret;
+	int found, ret;
 
 	if (!p || !w)
 		return -DROP_NO_ROUTE;
-	ret = wire_route(ctx, p, &w->to);
-	if (ret == BPF_FIB_LKUP_RET_FRAG_NEEDED)
-		return -DROP_TOO_BIG;
-	from = wire_routed(ret) ? snat_address(wire_ifindex(), p->v6) : NULL;
+	found = wire_route(ctx, p, &w->to);
+	ret = wire_refused(found);
+	if (ret)
+		return ret;
+	from = snat_address(wire_ifindex(), p->v6);
 	if (!from)
 		return -DROP_NO_ROUTE;
 	w->from = *from;
-	w->flags |= WAY_MADE | (ret == BPF_FIB_LKUP_RET_SUCCESS ? WAY_ROUTED : 0);
+	w->flags |= WAY_MADE | (found == BPF_FIB_LKUP_RET_SUCCESS ? WAY_ROUTED : 0);
 	return NEXT;
 }
 

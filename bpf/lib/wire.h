@@ -77,6 +77,14 @@ ALWAYS int wire_routed(int ret)
 	return ret == BPF_FIB_LKUP_RET_SUCCESS || ret == BPF_FIB_LKUP_RET_NO_NEIGH;
 }
 
+/* Why what a look-up found is no way for a packet that is sent on in this node's name. */
+ALWAYS int wire_refused(int ret)
+{
+	if (ret == BPF_FIB_LKUP_RET_FRAG_NEEDED)
+		return -DROP_TOO_BIG;
+	return wire_routed(ret) ? NEXT : -DROP_NO_ROUTE;
+}
+
 /* One hop less to live, as a router's (RFC 791, 3.2; RFC 8200, 3). The caller knows that it lives. */
 ALWAYS int hop(ctx_t *ctx, struct pkt *p)
 {

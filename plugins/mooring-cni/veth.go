@@ -279,6 +279,14 @@ func (a *attachment) raiseHost() error {
 	return nil
 }
 
+func toPod(index int, ip netip.Addr) netlink.Route {
+	r := netlink.Route{LinkIndex: index, Dst: ipnet(only(ip))}
+	if ip.Is4() {
+		r.Scope = netlink.SCOPE_LINK
+	}
+	return r
+}
+
 // carrierPatience is how long ADD waits for the pod's end. The link comes up without it, too.
 const carrierPatience = 5 * time.Second
 
@@ -296,14 +304,6 @@ func (a *attachment) awaitCarrier() error {
 			return nil
 		}
 	}
-}
-
-func toPod(index int, ip netip.Addr) netlink.Route {
-	r := netlink.Route{LinkIndex: index, Dst: ipnet(only(ip))}
-	if ip.Is4() {
-		r.Scope = netlink.SCOPE_LINK
-	}
-	return r
 }
 
 // withoutLinkLocal keeps the kernel from giving the interface an IPv6 address

@@ -523,6 +523,16 @@ func TestPolicyHoldsForClientsOutside(t *testing.T) {
 	})
 }
 
+// everyBackend checks that of connections on one port each backend got some.
+func everyBackend(t *testing.T, chosen []int) {
+	t.Helper()
+	for i, count := range chosen {
+		if count == 0 {
+			t.Errorf("the connections never went to backend %d: %v", i, chosen)
+		}
+	}
+}
+
 // A SYN that nobody answers costs one entry; the answer makes the service's.
 func TestASYNFromOutsideIsOneEntryUntilItIsAnswered(t *testing.T) {
 	hooks(t, Options{}, func(t *testing.T, n *Node) {
@@ -567,11 +577,7 @@ func TestASYNFromOutsideIsOneEntryUntilItIsAnswered(t *testing.T) {
 				n.Wire(t, Segment(from, door, ACK)).arrives(t, pods[at], from, backends[at])
 				n.state(t, TCP, from, door, backends[at], bpf.CTEstablished)
 			}
-			for i, count := range chosen {
-				if count == 0 {
-					t.Errorf("30 connections on one port never went to backend %d: %v", i, chosen)
-				}
-			}
+			everyBackend(t, chosen[:])
 		})
 	})
 }
@@ -679,11 +685,7 @@ func TestASYNToAnotherNodeIsOneEntryUntilItIsAnswered(t *testing.T) {
 				n.Wire(t, Segment(from, door, ACK)).leaves(t, source, backend)
 				established()
 			}
-			for i, count := range chosen {
-				if count == 0 {
-					t.Errorf("30 connections on one port never went to backend %d: %v", i, chosen)
-				}
-			}
+			everyBackend(t, chosen[:])
 			if len(sources) < 25 {
 				t.Errorf("30 connections had %d ports of the node", len(sources))
 			}
