@@ -97,10 +97,12 @@ struct ct_entry {
 	__u32 flags;		/* enum ct_flags */
 	__u32 life;
 	__u32 policy;		/* generation of the policies that allowed it */
-	__u32 confirmed;	/* the last roll call that its owner answered */
+	__u32 confirmed;	/* the last roll call that its owner answered, or CT_CLAIM_MET */
 };
 
 #define CT_LIFE_CLAIMED 1u
+/* No roll call: a pass of the sweep has met the entry claimed, and waits for who claimed it. */
+#define CT_CLAIM_MET 0xffffffffu
 
 /* The flows of a socket that its storage has room for. */
 #define SOCKET_FLOWS 4

@@ -93,6 +93,24 @@ ALWAYS void sweep_delete(struct sweep *s, __u64 *deleted, const struct ct_key *k
 		s->failed++;
 }
 
+/*
+ * A claim that was left behind would keep the tuple busy for ever. One that is met may be
+ * of this moment, whenever the entry was last heard of: deleting beside its owner, who may
+ * be interrupted for long, would leave the owner to delete the next flow on the tuple. So
+ * it has 10 s from the first pass that meets it.
+ */
+ALWAYS void sweep_claimed(struct sweep *s, const struct ct_key *k, struct ct_entry *e)
+{
+	if (!expired(s, e, 10 * jiffies_per_second))
+		return;
+	if (e->confirmed != CT_CLAIM_MET) {
+		e->confirmed = CT_CLAIM_MET;
+		e->seen = s->now;
+		return;
+	}
+	sweep_delete(s, &s->socket, k, e);
+}
+
 ALWAYS long sweep_entry(struct ct_key *k, struct ct_entry *e, struct sweep *s)
 {
 	__u32 life = e->life;
@@ -101,9 +119,7 @@ ALWAYS long sweep_entry(struct ct_key *k, struct ct_entry *e, struct sweep *s)
 
 	s->scanned++;
 	if (life & CT_LIFE_CLAIMED) {
-		/* A claim lasts no longer than a delete does: one that was left behind would keep the tuple busy for ever. */
-		if (expired(s, e, 10 * jiffies_per_second))
-			sweep_delete(s, &s->socket, k, e);
+		sweep_claimed(s, k, e);
 		return 0;
 	}
 	deleted = sweep_deletes(s, k, e);

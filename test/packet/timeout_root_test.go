@@ -170,6 +170,11 @@ func TestAClaimThatWasLeftBehindIsSwept(t *testing.T) {
 		if n.sweep(t, bpf.CTNew, TCP); len(n.Entries(t)) != 1 {
 			t.Error("a claim of this moment was not left to who made it")
 		}
+		// Claimed just now, and not heard of for long before: who did may be about to delete.
+		n.age(t, 60)
+		if n.sweep(t, bpf.CTNew, TCP); len(n.Entries(t)) != 1 {
+			t.Error("a claim of this moment on an old entry was not left to who made it")
+		}
 		n.age(t, 60)
 		if n.sweep(t, bpf.CTNew, TCP); len(n.Entries(t)) != 0 {
 			t.Error("the entry is left")
