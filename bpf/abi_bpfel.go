@@ -99,6 +99,7 @@ const (
 	abiCtFlagsCT_F_ENDED          abiCtFlags = 512
 	abiCtFlagsCT_F_DSR            abiCtFlags = 1024
 	abiCtFlagsCT_F_ALONE          abiCtFlags = 2048
+	abiCtFlagsCT_F_CONTESTED      abiCtFlags = 4096
 )
 
 type abiCtKey struct {

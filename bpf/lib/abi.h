@@ -58,6 +58,7 @@ enum ct_flags {
 	CT_F_ENDED = 1 << 9,		/* the sockets that owned it are gone */
 	CT_F_DSR = 1 << 10,		/* SVC: the backend's node answers the client itself. FLOW: this is that node */
 	CT_F_ALONE = 1 << 11,		/* FLOW of a frontend without a SVC entry: the initiator's socket knows, or nobody answered yet */
+	CT_F_CONTESTED = 1 << 12,	/* ALONE, and answered while the client's connection to another backend lives */
 };
 
 /* How firmly an entry is tied to the socket of one of its sides. */

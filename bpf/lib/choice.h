@@ -41,6 +41,12 @@ ALWAYS void svc_remember_affinity(const struct svc *s, const struct pkt *p, cons
 		bpf_map_update_elem(&mooring_affinity, &key, &a, BPF_ANY);
 }
 
+/* Whether this SYN is to ask the backend of the client's living connection: every other one that comes by a contested flow. */
+ALWAYS int ct_asks_other(struct ct_entry *e)
+{
+	return (e->flags & CT_F_CONTESTED) && (__sync_fetch_and_and(&e->flags, ~CT_F_CONTESTED) & CT_F_CONTESTED);
+}
+
 /* Find the flow as it will be on the wire to this backend. */
 ALWAYS struct ct_entry *svc_flow(const struct pkt *p, const struct addr *addr, __be16 port)
 {

@@ -106,6 +106,15 @@ ALWAYS int ct_repeated(const struct ct_entry *e, const struct pkt *p)
 }
 
 /*
+ * Whether a SYN is a pod's next connection, or is on what is over. From outside it may be
+ * anybody's, and on a connection that lives it is the responder's to judge.
+ */
+ALWAYS int ct_begins_again(const struct ct_entry *e, const struct pkt *p)
+{
+	return flow_over(e) || (p->from_id && e->state == CT_ESTABLISHED && !ct_repeated(e, p));
+}
+
+/*
  * Another connection on the tuple of one that is over, which takes its entry over:
  * a SYN from either side, or what a live socket begins where the last one has ended.
  */
@@ -227,7 +236,7 @@ ALWAYS int ct_update(struct ct_entry *e, const struct pkt *p)
 	e->seen = bpf_jiffies64();
 
 	if (p->proto == IPPROTO_TCP && !(p->flags & PKT_LATER_FRAGMENT)) {
-		if (tcp_opens(p) && !reply && state != CT_NEW && !ct_repeated(e, p)) {
+		if (tcp_opens(p) && !reply && ct_begins_again(e, p)) {
 			flags &= ~(CT_F_FIN_INITIATOR | CT_F_FIN_RESPONDER | CT_F_REPLIED | CT_F_RST | CT_F_ENDED);
 			state = CT_NEW;
 		}
@@ -295,18 +304,26 @@ ALWAYS int ct_unremembered(const struct ct_entry *e, const struct pkt *p)
 /*
  * An answer to such an initiator: a client outside, whose SYN cost one entry and not two
  * as long as nobody answered, or a pod whose socket has ended, for which the kernel may
- * have a last word to say. From now on a SVC entry knows.
+ * have a last word to say. From now on a SVC entry knows. Where the client's is of a connection
+ * that lives, a handshake goes no further: its next SYN asks that connection's backend, as TCP
+ * would have it (RFC 5961, 4), and who has in truth forgotten the connection resets it then.
  */
 RARELY int ct_answered(struct pkt *p)
 {
 	struct ct_entry *e;
 	struct ct_key key;
+	int ret;
 
 	if (!p)
 		return -DROP_CONNTRACK_FULL;
 	ct_wire_key(&key, p);
 	e = ct_at(&key);
-	return e ? ct_remember(&key, e, 0) : NEXT;
+	if (!e)
+		return NEXT;
+	ret = ct_remember(&key, e, 0);
+	if (!ret && e->state == CT_NEW && (*(volatile __u32 *)&e->flags & CT_F_CONTESTED))
+		return -DROP_TUPLE_COLLISION;
+	return ret;
 }
 
 /* An entry for the flow as it is on the wire now, begun by this packet, whose ends policy_begin() knows. */

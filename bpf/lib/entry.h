@@ -6,6 +6,7 @@
 #ifndef MOORING_ENTRY_H
 #define MOORING_ENTRY_H
 
+#include "backend.h"
 #include "config.h"
 #include "pkt.h"
 
@@ -403,18 +404,37 @@ ALWAYS void ct_forget(const struct ct_draft *d)
 		ct_count_by(CT_STAT_DELETED_SOCKET, ct_delete_claimed(&d->key, e));
 }
 
-/* The SVC entry of a flow that was made without one (CT_F_ALONE); owner: the cookie of whoever ends it. */
+/*
+ * Whether the initiator has a connection by its decision that lives, to another backend: it
+ * has not begun this flow, or it has forgotten that connection.
+ */
+ALWAYS int ct_contested(const struct ct_entry *svc, const struct ct_entry *e, const struct ct_key *flow)
+{
+	return flow->proto == IPPROTO_TCP && svc->state == CT_ESTABLISHED && !ct_decided_for(svc, e, flow) &&
+	       backend_of(svc->backend, svc->backend_generation);
+}
+
+/*
+ * The SVC entry of a flow that was made without one (CT_F_ALONE); owner: the cookie of whoever
+ * ends it. A flow that nobody owns leaves that of a connection that lives, and is marked.
+ */
 ALWAYS int ct_remember(const struct ct_key *flow, struct ct_entry *e, __u64 owner)
 {
 	/* The client is known to the backend by an address of this node's. */
 	int other = !addr_zero(&e->origin) && !(e->flags & CT_F_HAIRPIN);
 	__u32 life = *(volatile __u32 *)&e->life;
 	struct ct_draft *d = ct_draft();
+	struct ct_entry *svc;
 	int ret;
 
 	if (!d)
 		return -DROP_CONNTRACK_FULL;
 	ct_svc_key_of_flow(&d->key, flow, e);
+	svc = owner ? NULL : ct_at(&d->key);
+	if (svc && ct_contested(svc, e, flow)) {
+		__sync_fetch_and_or(&e->flags, CT_F_CONTESTED);
+		return NEXT;
+	}
 	d->entry.cookie[0] = owner;
 	d->entry.tether[0] = owner ? TETHER_HELD : TETHER_NONE;
 	d->entry.seen = bpf_jiffies64();
@@ -443,7 +463,7 @@ ALWAYS int ct_remember(const struct ct_key *flow, struct ct_entry *e, __u64 owne
 	d->entry.endpoint[0] = e->endpoint[0];
 	d->entry.state = e->state;
 	d->entry.flags = e->flags & (CT_F_EGRESS | CT_F_ENDED);
-	ret = ct_put(d, 0);
+	ret = ct_put(d, !owner && !svc);
 	if (ret)
 		return ret;
 	/* A barrier, as a claim is: either who ends the flow finds the SVC entry, or this sees that it has ended. */

@@ -157,7 +157,7 @@ ALWAYS int north_opens(struct pkt *p)
 	return 1;
 }
 
-/* The way of a flow that has one, unless it begins anew. */
+/* The way of a flow that has one, unless it begins anew: with a SYN, after the last connection is over. */
 ALWAYS int north_continue(struct pkt *p, struct north_way *w)
 {
 	struct ct_entry *e;
@@ -172,7 +172,7 @@ ALWAYS int north_continue(struct pkt *p, struct north_way *w)
 	/* A pod of this node does not come from outside. */
 	if (e->flags & CT_F_EGRESS)
 		return -DROP_MARTIAN;
-	if (tcp_opens(p) && e->state != CT_NEW)
+	if (tcp_opens(p) && flow_over(e))
 		return NEXT;
 #ifdef MOORING_XDP
 	if (e->flags & CT_F_DSR)
@@ -278,6 +278,11 @@ RARELY int north_choose(ctx_t *ctx, struct pkt *p, struct north_way *w)
 			taken = svc_flow(p, &b->addr, b->port);
 			if (!taken)
 				w->flags |= WAY_FRESH;
+			if (taken && (p->flags & PKT_OPENS) && ct_asks_other(taken)) {
+				ret = north_again(p);
+				if (ret || p->service)
+					return ret;
+			}
 			if (!taken || flow_over(taken) || (taken->service == s->id && taken->nat_port == p->dport))
 				goto chosen;
 		}
@@ -317,6 +322,8 @@ chosen:
 /* Take the port by which a backend elsewhere is asked, and remember the choice. */
 RARELY int north_keep(ctx_t *ctx, struct pkt *p, struct north_way *w)
 {
+	__u32 service;
+	__u16 flags;
 	int ret;
 
 	if (!p || !w)
@@ -325,6 +332,17 @@ RARELY int north_keep(ctx_t *ctx, struct pkt *p, struct north_way *w)
 		ret = snat_open(ctx, p, w);
 		if (ret)
 			return ret;
+	}
+	if (w->flags & WAY_OTHER) {
+		flags = p->flags;
+		service = p->service;
+		p->flags &= ~PKT_SNAT;
+		p->service = 0;
+		ret = north_again(p);
+		if (ret || p->service)
+			return ret;
+		p->flags = flags;
+		p->service = service;
 	}
 	/* The answer passes by here or by the pod's own hook, where it is remembered. */
 	return p->flags & PKT_OPENS ? NEXT : north_remember(p, w);

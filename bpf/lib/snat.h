@@ -173,6 +173,8 @@ RARELY int snat_take(struct pkt *p, struct north_way *w)
 			e = bpf_map_lookup_elem(&mooring_ct_embryonic, &d->key);
 		}
 		if (e && snat_repeated(e, p)) {
+			if (ct_asks_other(e))
+				w->flags |= WAY_OTHER;
 			e->seen = d->entry.seen;
 			__sync_fetch_and_add(&e->packets[0], 1);
 			__sync_fetch_and_add(&e->bytes[0], p->len);

@@ -16,6 +16,7 @@ enum way_flags {
 	WAY_NEW = 1 << 7,	/* just chosen */
 	WAY_MADE = 1 << 8,	/* the flow's entry was just made, and has heard this packet */
 	WAY_ROUTED = 1 << 9,	/* the last look-up of a route, to this backend, found its neighbour */
+	WAY_OTHER = 1 << 10,	/* the client's living connection is to be asked first (CT_F_CONTESTED) */
 };
 
 struct north_way {

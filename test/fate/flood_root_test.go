@@ -74,6 +74,11 @@ func TestFloodsBreakNoEstablishedConnection(t *testing.T) {
 		{"SYNs of a pod to a service", fromPod(func(i int) packet.Packet {
 			return packet.Segment(own(i), netip.AddrPortFrom(vips[0], TCPPort), packet.SYN)
 		})},
+		{"SYNs of the connections' own pod to their service, by their ports too", func() error {
+			return Forge(client.NS, "eth0", packet.Gateway, count, func(i int) packet.Packet {
+				return packet.Segment(netip.AddrPortFrom(client.IP, somePort(i)), idleAddress, packet.SYN)
+			})
+		}},
 		{"datagrams of a pod that a service answers", fromPod(func(i int) packet.Packet {
 			return packet.Datagram(own(i), netip.AddrPortFrom(vips[0], UDPPort), "x")
 		})},

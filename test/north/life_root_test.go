@@ -203,7 +203,10 @@ func restartUnderLoad(t *testing.T, l *Lab) {
 
 // A flood of SYNs from outside breaks no connection, neither to a pod of the node
 // nor to one of another, even if the connection began when the tables were full.
-var floods = group{name: "a flood breaks no connection", tests: []modeTest{{"flood", flood}}}
+var floods = group{name: "a flood breaks no connection", tests: []modeTest{
+	{"flood", flood},
+	{"from the connections' own ports", ownPorts},
+}}
 
 func flood(t *testing.T, l *Lab) {
 	established := connections()
@@ -239,6 +242,56 @@ func flood(t *testing.T, l *Lab) {
 		report(t, "established connections", established, parallel(established, func(i int) error { return echoOn(open[i], Payload(i, 100)) }))
 		// And new ones still come in.
 		report(t, "new connections", 20, parallel(20, func(i int) error { _, err := l.check(f, Payload(i, 100)); return err }))
+	}
+}
+
+// A SYN that has the ends of a connection that lives is no news of its client: TCP's answer
+// is to ask back (RFC 5961, 4), which only the connection's own backend can. Where the client
+// has in truth forgotten the connection, it says so to that, and begins anew.
+func ownPorts(t *testing.T, l *Lab) {
+	const each = 8
+	established := connections() / 5
+	l.Service(Spec{Pods: []string{"a-1", "a-2", "b-1", "b-2"}})
+	l.flush()
+	for _, f := range []Frontend{
+		{"LoadBalancer", "tcp", netip.AddrPortFrom(Balancer[0], TCPPort)},
+		{"LoadBalancer", "tcp", netip.AddrPortFrom(Balancer[1], TCPPort)},
+	} {
+		open := make([]net.Conn, established)
+		report(t, "connections", established, parallel(established, func(i int) (err error) {
+			if open[i], err = l.dialFrom(netip.AddrPortFrom(l.ClientFor(f), uint16(20000+i)), f); err != nil {
+				return err
+			}
+			_, err = AskOn(open[i], Payload(i, 100), Patience)
+			return err
+		}))
+		if t.Failed() {
+			return
+		}
+		var syns []packet.Packet
+		for i := range established * each {
+			syn := packet.Segment(netip.AddrPortFrom(l.ClientFor(f), uint16(20000+i/each)), f.Address, packet.SYN)
+			syn.Seq = uint32(i) * 0x9e3779b1
+			syns = append(syns, syn)
+		}
+		l.forge(t, syns...)
+		report(t, "connections whose ports somebody else used", established, parallel(established, func(i int) error { return echoOn(open[i], Payload(i, 100)) }))
+		forgotten := min(established, 40)
+		for _, c := range open[:forgotten] {
+			forget(t, c)
+		}
+		for _, c := range open {
+			c.Close()
+		}
+		report(t, "connections whose client has forgotten the last one", forgotten, parallel(forgotten, func(i int) error {
+			c, err := l.dialFrom(netip.AddrPortFrom(l.ClientFor(f), uint16(20000+i)), f)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_, err = AskOn(c, Payload(i, 100), Patience)
+			return err
+		}))
 	}
 }
 

@@ -582,32 +582,84 @@ func TestASYNFromOutsideIsOneEntryUntilItIsAnswered(t *testing.T) {
 	})
 }
 
-// The client's last connection went elsewhere, and nobody heard its end.
-func TestANewConnectionFromOutsideLeavesTheLastOnesBackend(t *testing.T) {
+// A SYN with the ends of a connection that lives may be anybody's: the connection goes on,
+// and its own backend is asked. Once that has been told that its client knows of none, the
+// new one begins.
+func TestASYNOnALivingConnectionFromOutsideAsksItsBackend(t *testing.T) {
 	hooks(t, Options{}, func(t *testing.T, n *Node) {
 		pods := []*Pod{n.Pod(t), n.Pod(t)}
 		families(t, func(t *testing.T, v6 bool) {
+			backends := []netip.AddrPort{pods[0].At(v6, 8080), pods[1].At(v6, 8080), elsewhere(v6, 8081), elsewhere(v6, 8082)}
 			door, from := n.NodePort(v6, 30080), outside(v6, 1, 4000)
-			backends := []netip.AddrPort{pods[0].At(v6, 8080), pods[1].At(v6, 8080)}
 			n.Service(t, TCP, door, backends...)
-			for i := range uint32(20) {
-				syn := Segment(from, door, SYN)
-				syn.Seq = i * 2_654_435_761
-				at := slices.Index(backends, n.Wire(t, syn).Dst)
-				if at < 0 {
-					t.Fatal("the SYN arrived nowhere")
+			answer := func(client, backend netip.AddrPort, flags uint8) Result {
+				if at := slices.Index(backends, backend); at < len(pods) {
+					return n.From(t, pods[at], Segment(backend, client, flags))
 				}
-				n.From(t, pods[at], Segment(backends[at], from, SYN|ACK)).leaves(t, door, from)
+				return n.Wire(t, Segment(backend, client, flags))
+			}
+			send := func(flags uint8, seq uint32) (client, backend netip.AddrPort) {
+				t.Helper()
+				segment := Segment(from, door, flags)
+				segment.Seq = seq
+				r := n.Wire(t, segment)
+				if slices.Index(backends, r.Dst) < 0 {
+					t.Fatalf("got %v\nwant it to arrive at one of %v", r, backends)
+				}
+				return r.Src, r.Dst
+			}
+			goes := func(client, backend netip.AddrPort, flags uint8, seq uint32) {
+				t.Helper()
+				if c, b := send(flags, seq); c != client || b != backend {
+					t.Fatalf("it goes from %s to %s, and not from %s to %s", c, b, client, backend)
+				}
+			}
+			lives := func(client, backend netip.AddrPort) {
+				t.Helper()
 				for range 3 {
-					n.Wire(t, Segment(from, door, ACK)).arrives(t, pods[at], from, backends[at])
-					n.From(t, pods[at], Segment(backends[at], from, ACK)).leaves(t, door, from)
+					goes(client, backend, ACK, 5)
+					answer(client, backend, ACK).leaves(t, door, from)
 				}
-				n.state(t, TCP, from, door, backends[at], bpf.CTEstablished)
-				// The SYN comes once more, late.
-				n.Wire(t, syn).arrives(t, pods[at], from, backends[at])
-				n.From(t, pods[at], Segment(backends[at], from, ACK)).leaves(t, door, from)
-				n.Wire(t, Segment(from, door, ACK)).arrives(t, pods[at], from, backends[at])
-				n.state(t, TCP, from, door, backends[at], bpf.CTEstablished)
+				svc, _ := n.ServiceEntry(t, TCP, from, door)
+				flow, _ := n.FlowEntry(t, TCP, client, backend)
+				if svc.State != bpf.CTEstablished || flow.State != bpf.CTEstablished || svc.Nat != bpf.ToAddr(backend.Addr()) {
+					t.Fatalf("SVC: state %d, to %v; flow: state %d; want it to %s", svc.State, svc.Nat, flow.State, backend)
+				}
+			}
+			client, backend := send(SYN, 1)
+			answer(client, backend, SYN|ACK).leaves(t, door, from)
+			lives(client, backend)
+			pairs := map[[2]bool]int{} // whether the old and the new backend are of this node
+			for i := range uint32(60) {
+				// The same number comes to the same backend.
+				seq := 100 + i*2_654_435_761
+				other, next := send(SYN, seq)
+				if next == backend && other == client {
+					answer(client, backend, ACK).leaves(t, door, from)
+					lives(client, backend)
+					continue
+				}
+				pairs[[2]bool{slices.Index(backends, backend) < 2, slices.Index(backends, next) < 2}]++
+				answer(other, next, SYN|ACK).dropped(t, "tuple_collision")
+				lives(client, backend)
+				goes(client, backend, SYN, seq)
+				answer(client, backend, ACK).leaves(t, door, from)
+				lives(client, backend)
+				if i%2 == 0 {
+					continue
+				}
+				// Its client resets it.
+				goes(other, next, SYN, seq)
+				answer(other, next, SYN|ACK).dropped(t, "tuple_collision")
+				goes(client, backend, SYN, seq)
+				goes(client, backend, RST, 9)
+				goes(other, next, SYN, seq)
+				answer(other, next, SYN|ACK).leaves(t, door, from)
+				client, backend = other, next
+				lives(client, backend)
+			}
+			if len(pairs) != 4 {
+				t.Errorf("not every kind of backend came after every other: %v", pairs)
 			}
 		})
 	})
