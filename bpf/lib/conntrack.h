@@ -292,13 +292,20 @@ ALWAYS void ct_stillborn(const struct ct_draft *d)
 	ct_bury(&d->key, e, 0);
 }
 
+/* A SYN is answered for the last connection on these ports: the initiator's kernel resets that, and before 6.13 without its socket. */
+ALWAYS int ct_asks_back(const struct ct_entry *e, const struct pkt *p)
+{
+	return e->state == CT_NEW && p->proto == IPPROTO_TCP && !(p->tcp_flags & (TCP_SYN | TCP_RST));
+}
+
 /*
- * Whether nobody knows by the initiator's own tuple whom it asked: it has no socket, or
- * that has ended. The end may not have been heard; a FIN that is repeated tells of it.
+ * Whether nobody knows by the initiator's own tuple whom it asked: it has no socket, that
+ * has ended, or is not with what is said for it. The end may not have been heard; a FIN that is repeated tells of it.
  */
 ALWAYS int ct_unremembered(const struct ct_entry *e, const struct pkt *p)
 {
-	return (e->flags & CT_F_ALONE) && (!e->cookie[0] || (e->state == CT_TIMEWAIT && (p->tcp_flags & TCP_FIN)));
+	return (e->flags & CT_F_ALONE) &&
+	       (!e->cookie[0] || (e->state == CT_TIMEWAIT && (p->tcp_flags & TCP_FIN)) || ct_asks_back(e, p));
 }
 
 /*
@@ -320,7 +327,8 @@ RARELY int ct_answered(struct pkt *p)
 	e = ct_at(&key);
 	if (!e)
 		return NEXT;
-	ret = ct_remember(&key, e, 0);
+	/* The end of an initiator in TIME_WAIT was not heard, if it has an owner still. */
+	ret = ct_remember(&key, e, e->state == CT_NEW ? e->cookie[0] : 0);
 	if (!ret && e->state == CT_NEW && (*(volatile __u32 *)&e->flags & CT_F_CONTESTED))
 		return -DROP_TUPLE_COLLISION;
 	return ret;

@@ -404,6 +404,18 @@ ALWAYS void ct_forget(const struct ct_draft *d)
 		ct_count_by(CT_STAT_DELETED_SOCKET, ct_delete_claimed(&d->key, e));
 }
 
+/* The same of one whose owner has let go of its flow before it was there: it goes with that. */
+ALWAYS void ct_disown(const struct ct_draft *d)
+{
+	struct ct_entry *e = ct_at(&d->key);
+
+	if (!e || __sync_val_compare_and_swap(&e->cookie[0], d->entry.cookie[0], 0) != d->entry.cookie[0])
+		return;
+	if (e->state < CT_CLOSING)
+		e->state = CT_CLOSING;
+	__sync_fetch_and_or(&e->flags, CT_F_ENDED);
+}
+
 /*
  * Whether the initiator has a connection by its decision that lives, to another backend: it
  * has not begun this flow, or it has forgotten that connection.
@@ -468,7 +480,9 @@ ALWAYS int ct_remember(const struct ct_key *flow, struct ct_entry *e, __u64 owne
 		return ret;
 	/* A barrier, as a claim is: either who ends the flow finds the SVC entry, or this sees that it has ended. */
 	__sync_fetch_and_and(&e->flags, ~CT_F_ALONE);
-	if (!owner && (*(volatile __u32 *)&e->life != life || (life & CT_LIFE_CLAIMED) || ct_at(flow) != e))
+	if (owner && *(volatile __u64 *)&e->cookie[0] != owner)
+		ct_disown(d);
+	if (*(volatile __u32 *)&e->life != life || (life & CT_LIFE_CLAIMED) || ct_at(flow) != e)
 		ct_forget(d);
 	return NEXT;
 }

@@ -57,6 +57,15 @@ ALWAYS int svc_remember(struct pkt *p, const struct backend *b)
 	return ct_put(d, absent);
 }
 
+/*
+ * Whether the server's socket of the last connection on these ports lives on, and answers
+ * past the table. Before 6.13 nobody would know what the kernel's reset of that answer belongs to.
+ */
+ALWAYS int svc_outlived(const struct ct_entry *last)
+{
+	return last && last->cookie[1] && last->state < CT_TIMEWAIT;
+}
+
 /* A new flow through a frontend: choose a backend and remember the choice. */
 RARELY int svc_open(struct pkt *p)
 {
@@ -97,7 +106,7 @@ chosen:
 	p->service = s->id;
 	svc_remember_affinity(s, p, &p->src);
 	/* The first that a socket sends, and all that it will: the socket remembers, and the flow. */
-	if (cache_decisions && p->first && p->cookie && (p->flags & PKT_OWNER_CONNECTED)) {
+	if (cache_decisions && p->first && p->cookie && (p->flags & PKT_OWNER_CONNECTED) && !svc_outlived(taken)) {
 		p->flags |= PKT_NO_SVC;
 		return NEXT;
 	}

@@ -11,6 +11,10 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/mooring-cni/mooring/bpf"
+	"github.com/mooring-cni/mooring/test/netns"
+	"github.com/mooring-cni/mooring/test/packet"
 )
 
 // TestSYNsSentAgainStayWithTheirNextBackend makes connections through a service from
@@ -21,8 +25,7 @@ import (
 // follows has to get to that one.
 func TestSYNsSentAgainStayWithTheirNextBackend(t *testing.T) {
 	const servers = 4
-	n := newNode(t, servers)
-	client := n.Pod("client")
+	client, backends := againPods(t, servers)
 	each := func(f func(port uint16) error) {
 		t.Helper()
 		var all sync.WaitGroup
@@ -36,30 +39,38 @@ func TestSYNsSentAgainStayWithTheirNextBackend(t *testing.T) {
 		all.Wait()
 	}
 	each(func(port uint16) error {
-		return oneFrom(port, netip.AddrPortFrom(n.Pod(fmt.Sprintf("server%d", port%servers)).IP, 8080))
+		return oneFrom(port, backends[port%servers].At(false, 8080))
 	})
 	each(func(port uint16) error { return oneFrom(port, netip.AddrPortFrom(vips[0], TCPPort)) })
 }
 
+// againPods are a client, and servers behind the service that is asked, on a node without a daemon.
+func againPods(t *testing.T, count int) (client *packet.Pod, servers []*packet.Pod) {
+	cgroup := netns.NewCgroup(t, "node")
+	n := packet.NewNode(t, packet.Options{MaxEntries: 16384, Hook: bpf.HookAuto, Cgroup: cgroup.Path})
+	cgroup.Enter(t)
+	client = n.Pod(t)
+	for range count {
+		servers = append(servers, n.Pod(t))
+		Serve(t, servers[len(servers)-1].NS)
+	}
+	for _, vip := range vips {
+		var backends []netip.AddrPort
+		for _, s := range servers {
+			backends = append(backends, s.At(vip.Is6(), 8080))
+		}
+		n.Service(t, packet.TCP, netip.AddrPortFrom(vip, TCPPort), backends...)
+	}
+	return client, servers
+}
+
 // oneFrom makes a connection from a port, which the server ends.
 func oneFrom(port uint16, to netip.AddrPort) error {
-	fd, err := unix.Socket(domain(to.Addr()), unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := connectFrom(port, to)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return err
-	}
-	if err := unix.Bind(fd, &unix.SockaddrInet4{Port: int(port)}); err != nil {
-		return err
-	}
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
-		return err
-	}
-	if err := unix.Connect(fd, sockaddr(to.Addr(), to.Port())); err != nil {
-		return fmt.Errorf("connect to %s: %w", to, err)
-	}
 	if err := exchange(fd, byte(ServerCloses)); err != nil {
 		return err
 	}
@@ -68,4 +79,76 @@ func oneFrom(port uint16, to netip.AddrPort) error {
 		return fmt.Errorf("wait for the FIN of %s: %d bytes, %w", to, n, err)
 	}
 	return nil
+}
+
+// connectFrom makes a connection from a port of this thread's network namespace.
+func connectFrom(port uint16, to netip.AddrPort) (fd int, err error) {
+	if fd, err = unix.Socket(domain(to.Addr()), unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		return -1, err
+	}
+	defer func() {
+		if err != nil {
+			unix.Close(fd)
+		}
+	}()
+	if err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return -1, err
+	}
+	var from unix.Sockaddr = &unix.SockaddrInet4{Port: int(port)}
+	if to.Addr().Is6() {
+		from = &unix.SockaddrInet6{Port: int(port)}
+	}
+	if err = unix.Bind(fd, from); err != nil {
+		return -1, err
+	}
+	if err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
+		return -1, err
+	}
+	// By which a connect() gives up, too.
+	if err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &patience); err != nil {
+		return -1, err
+	}
+	if err = unix.Connect(fd, sockaddr(to.Addr(), to.Port())); err != nil {
+		return -1, fmt.Errorf("connect to %s: %w", to, err)
+	}
+	return fd, nil
+}
+
+// TestAClientMayForgetAConnection has servers with connections whose client knows nothing of
+// them any more, as after a reset that was lost, or a crash of the client's node. A new connection from
+// such a port is answered by the old one's server with an ACK; what the client's kernel says to
+// that ends the old one, and the SYN sent again opens the new one.
+func TestAClientMayForgetAConnection(t *testing.T) {
+	client, _ := againPods(t, 1)
+	for _, vip := range vips {
+		var all sync.WaitGroup
+		for i := range 20 {
+			port := uint16(20000 + i)
+			all.Go(func() {
+				err := client.Do(func() error {
+					if err := forgotten(port, netip.AddrPortFrom(vip, TCPPort)); err != nil {
+						return err
+					}
+					return oneFrom(port, netip.AddrPortFrom(vip, TCPPort))
+				})
+				if err != nil {
+					t.Errorf("from port %d: %v", port, err)
+				}
+			})
+		}
+		all.Wait()
+	}
+}
+
+// forgotten makes a connection from a port, and ends it without a packet.
+func forgotten(port uint16, to netip.AddrPort) error {
+	fd, err := connectFrom(port, to)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := exchange(fd, byte(ClientCloses)); err != nil {
+		return err
+	}
+	return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_REPAIR, 1)
 }
