@@ -64,6 +64,7 @@ const (
 	endpointVarSnatPortFirst        = "snat_port_first"
 	endpointVarSnatPorts            = "snat_ports"
 	endpointVarUnnamedAcks          = "unnamed_acks"
+	endpointVarUnnamedResets        = "unnamed_resets"
 )
 
 // loadEndpoint returns the embedded CollectionSpec for endpoint.
@@ -168,6 +169,7 @@ type endpointVariableSpecs struct {
 	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
 	UnnamedAcks      *ebpf.VariableSpec `ebpf:"unnamed_acks"`
+	UnnamedResets    *ebpf.VariableSpec `ebpf:"unnamed_resets"`
 }
 
 // endpointObjects contains all objects after they have been loaded into the kernel.
@@ -280,6 +282,7 @@ type endpointVariables struct {
 	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
 	UnnamedAcks      *ebpf.Variable `ebpf:"unnamed_acks"`
+	UnnamedResets    *ebpf.Variable `ebpf:"unnamed_resets"`
 }
 
 // endpointPrograms contains all programs after they have been loaded into the kernel.

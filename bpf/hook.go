@@ -44,9 +44,12 @@ func (h Hook) mode() uint8 {
 // it does before Linux 6.13, where nothing but time ends what it would make: with
 // trampolines the entry is there as long as the mini-socket.
 func (h Hook) UnnamedACKs() bool {
-	if h.Mode != HookTracepoint {
-		return false
-	}
+	return h.Mode == HookTracepoint && unnamedResets()
+}
+
+// unnamedResets says whether the kernel sends a reset for a socket without a connection
+// by a socket of its own only, as it does before Linux 6.13.
+func unnamedResets() bool {
 	version, err := features.LinuxVersionCode()
 	return err == nil && version < 6<<16|13<<8
 }

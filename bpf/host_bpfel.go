@@ -71,6 +71,7 @@ const (
 	hostVarSnatPortFirst        = "snat_port_first"
 	hostVarSnatPorts            = "snat_ports"
 	hostVarUnnamedAcks          = "unnamed_acks"
+	hostVarUnnamedResets        = "unnamed_resets"
 )
 
 // loadHost returns the embedded CollectionSpec for host.
@@ -182,6 +183,7 @@ type hostVariableSpecs struct {
 	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
 	UnnamedAcks      *ebpf.VariableSpec `ebpf:"unnamed_acks"`
+	UnnamedResets    *ebpf.VariableSpec `ebpf:"unnamed_resets"`
 }
 
 // hostObjects contains all objects after they have been loaded into the kernel.
@@ -292,6 +294,7 @@ type hostVariables struct {
 	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
 	UnnamedAcks      *ebpf.Variable `ebpf:"unnamed_acks"`
+	UnnamedResets    *ebpf.Variable `ebpf:"unnamed_resets"`
 }
 
 // hostPrograms contains all programs after they have been loaded into the kernel.

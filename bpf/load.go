@@ -186,9 +186,12 @@ func (d *Datapath) configure(spec *ebpf.CollectionSpec, opts Options) error {
 	if opts.DSR {
 		dsr = 1
 	}
-	unnamed := uint8(0)
+	unnamedACKs, unnamedRSTs := uint8(0), uint8(0)
 	if d.Hook.UnnamedACKs() {
-		unnamed = 1
+		unnamedACKs = 1
+	}
+	if unnamedResets() {
+		unnamedRSTs = 1
 	}
 	snat := opts.SNATPorts
 	if snat.First == 0 {
@@ -199,7 +202,8 @@ func (d *Datapath) configure(spec *ebpf.CollectionSpec, opts Options) error {
 		"dsr_mode":           dsr,
 		"jiffies_per_second": d.JiffiesPerSecond,
 		"hook_mode":          d.Hook.mode(),
-		"unnamed_acks":       unnamed,
+		"unnamed_acks":       unnamedACKs,
+		"unnamed_resets":     unnamedRSTs,
 		"ct_direct_limit":    uint64(d.CT.MaxEntries() / 2),
 		"cache_decisions":    cache,
 		"snat_port_first":    snat.First,

@@ -66,6 +66,7 @@ const (
 	northVarSnatPortFirst        = "snat_port_first"
 	northVarSnatPorts            = "snat_ports"
 	northVarUnnamedAcks          = "unnamed_acks"
+	northVarUnnamedResets        = "unnamed_resets"
 	northVarWireSeal             = "wire_seal"
 )
 
@@ -173,6 +174,7 @@ type northVariableSpecs struct {
 	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
 	UnnamedAcks      *ebpf.VariableSpec `ebpf:"unnamed_acks"`
+	UnnamedResets    *ebpf.VariableSpec `ebpf:"unnamed_resets"`
 	WireSeal         *ebpf.VariableSpec `ebpf:"wire_seal"`
 }
 
@@ -291,6 +293,7 @@ type northVariables struct {
 	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
 	UnnamedAcks      *ebpf.Variable `ebpf:"unnamed_acks"`
+	UnnamedResets    *ebpf.Variable `ebpf:"unnamed_resets"`
 	WireSeal         *ebpf.Variable `ebpf:"wire_seal"`
 }
 

@@ -66,6 +66,7 @@ const (
 	sockVarSnatPortFirst        = "snat_port_first"
 	sockVarSnatPorts            = "snat_ports"
 	sockVarUnnamedAcks          = "unnamed_acks"
+	sockVarUnnamedResets        = "unnamed_resets"
 )
 
 // loadSock returns the embedded CollectionSpec for sock.
@@ -172,6 +173,7 @@ type sockVariableSpecs struct {
 	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
 	UnnamedAcks      *ebpf.VariableSpec `ebpf:"unnamed_acks"`
+	UnnamedResets    *ebpf.VariableSpec `ebpf:"unnamed_resets"`
 }
 
 // sockObjects contains all objects after they have been loaded into the kernel.
@@ -278,6 +280,7 @@ type sockVariables struct {
 	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
 	UnnamedAcks      *ebpf.Variable `ebpf:"unnamed_acks"`
+	UnnamedResets    *ebpf.Variable `ebpf:"unnamed_resets"`
 }
 
 // sockPrograms contains all programs after they have been loaded into the kernel.

@@ -61,6 +61,7 @@ const (
 	sweepVarSnatPortFirst        = "snat_port_first"
 	sweepVarSnatPorts            = "snat_ports"
 	sweepVarUnnamedAcks          = "unnamed_acks"
+	sweepVarUnnamedResets        = "unnamed_resets"
 )
 
 // loadSweep returns the embedded CollectionSpec for sweep.
@@ -162,6 +163,7 @@ type sweepVariableSpecs struct {
 	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
 	UnnamedAcks      *ebpf.VariableSpec `ebpf:"unnamed_acks"`
+	UnnamedResets    *ebpf.VariableSpec `ebpf:"unnamed_resets"`
 }
 
 // sweepObjects contains all objects after they have been loaded into the kernel.
@@ -268,6 +270,7 @@ type sweepVariables struct {
 	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
 	UnnamedAcks      *ebpf.Variable `ebpf:"unnamed_acks"`
+	UnnamedResets    *ebpf.Variable `ebpf:"unnamed_resets"`
 }
 
 // sweepPrograms contains all programs after they have been loaded into the kernel.

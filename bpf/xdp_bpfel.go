@@ -64,6 +64,7 @@ const (
 	xdpVarSnatPortFirst        = "snat_port_first"
 	xdpVarSnatPorts            = "snat_ports"
 	xdpVarUnnamedAcks          = "unnamed_acks"
+	xdpVarUnnamedResets        = "unnamed_resets"
 	xdpVarWireMac              = "wire_mac"
 	xdpVarWireSeal             = "wire_seal"
 )
@@ -170,6 +171,7 @@ type xdpVariableSpecs struct {
 	SnatPortFirst    *ebpf.VariableSpec `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.VariableSpec `ebpf:"snat_ports"`
 	UnnamedAcks      *ebpf.VariableSpec `ebpf:"unnamed_acks"`
+	UnnamedResets    *ebpf.VariableSpec `ebpf:"unnamed_resets"`
 	WireMac          *ebpf.VariableSpec `ebpf:"wire_mac"`
 	WireSeal         *ebpf.VariableSpec `ebpf:"wire_seal"`
 }
@@ -287,6 +289,7 @@ type xdpVariables struct {
 	SnatPortFirst    *ebpf.Variable `ebpf:"snat_port_first"`
 	SnatPorts        *ebpf.Variable `ebpf:"snat_ports"`
 	UnnamedAcks      *ebpf.Variable `ebpf:"unnamed_acks"`
+	UnnamedResets    *ebpf.Variable `ebpf:"unnamed_resets"`
 	WireMac          *ebpf.Variable `ebpf:"wire_mac"`
 	WireSeal         *ebpf.Variable `ebpf:"wire_seal"`
 }

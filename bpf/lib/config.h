@@ -23,6 +23,9 @@ volatile const __u8 hook_mode = HOOK_OFF;
 /* The ACK of a mini-socket over IPv6 has no socket, and its entry may have ended before. */
 volatile const __u8 unnamed_acks = 0;
 
+/* The reset that a socket's kernel sends in place of the socket, which has no connection yet, has another's name. */
+volatile const __u8 unnamed_resets = 0;
+
 /* A pod's own socket gets its entry in mooring_ct at once while that has no more than this. */
 volatile const __u64 ct_direct_limit = 0;
 

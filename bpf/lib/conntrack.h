@@ -292,10 +292,10 @@ ALWAYS void ct_stillborn(const struct ct_draft *d)
 	ct_bury(&d->key, e, 0);
 }
 
-/* A SYN is answered for the last connection on these ports: the initiator's kernel resets that, and before 6.13 without its socket. */
+/* A SYN is answered for the last connection on these ports, and the initiator's kernel resets that. */
 ALWAYS int ct_asks_back(const struct ct_entry *e, const struct pkt *p)
 {
-	return e->state == CT_NEW && p->proto == IPPROTO_TCP && !(p->tcp_flags & (TCP_SYN | TCP_RST));
+	return unnamed_resets && e->state == CT_NEW && p->proto == IPPROTO_TCP && !(p->tcp_flags & (TCP_SYN | TCP_RST));
 }
 
 /*

@@ -404,7 +404,7 @@ ALWAYS void ct_forget(const struct ct_draft *d)
 		ct_count_by(CT_STAT_DELETED_SOCKET, ct_delete_claimed(&d->key, e));
 }
 
-/* The same of one whose owner has let go of its flow before it was there: it goes with that. */
+/* The same of one whose owner has let go of its flow before it was there, or goes by another: it goes with that. */
 ALWAYS void ct_disown(const struct ct_draft *d)
 {
 	struct ct_entry *e = ct_at(&d->key);
@@ -433,7 +433,7 @@ ALWAYS int ct_contested(const struct ct_entry *svc, const struct ct_entry *e, co
 ALWAYS int ct_remember(const struct ct_key *flow, struct ct_entry *e, __u64 owner)
 {
 	/* The client is known to the backend by an address of this node's. */
-	int other = !addr_zero(&e->origin) && !(e->flags & CT_F_HAIRPIN);
+	int other = !addr_zero(&e->origin) && !(e->flags & CT_F_HAIRPIN), gone;
 	__u32 life = *(volatile __u32 *)&e->life;
 	struct ct_draft *d = ct_draft();
 	struct ct_entry *svc;
@@ -480,9 +480,10 @@ ALWAYS int ct_remember(const struct ct_key *flow, struct ct_entry *e, __u64 owne
 		return ret;
 	/* A barrier, as a claim is: either who ends the flow finds the SVC entry, or this sees that it has ended. */
 	__sync_fetch_and_and(&e->flags, ~CT_F_ALONE);
-	if (owner && *(volatile __u64 *)&e->cookie[0] != owner)
+	gone = *(volatile __u32 *)&e->life != life || (life & CT_LIFE_CLAIMED) || ct_at(flow) != e;
+	if (owner && (gone || *(volatile __u64 *)&e->cookie[0] != owner))
 		ct_disown(d);
-	if (*(volatile __u32 *)&e->life != life || (life & CT_LIFE_CLAIMED) || ct_at(flow) != e)
+	if (gone)
 		ct_forget(d);
 	return NEXT;
 }
@@ -571,6 +572,21 @@ enum release {
 };
 
 /*
+ * Nobody owns it any more. Claimed for the moment, so that it is not marked for the
+ * next flow on its tuple, which may have taken it over since its life was read.
+ */
+ALWAYS int ct_mark_ended(struct ct_entry *e, __u32 life, __u8 state)
+{
+	if (!ct_claim(e, life))
+		return 0;
+	if (e->state < state)
+		e->state = state;
+	__sync_fetch_and_or(&e->flags, CT_F_ENDED);
+	__sync_fetch_and_and(&e->life, ~CT_LIFE_CLAIMED);
+	return 1;
+}
+
+/*
  * A socket lets go of its flow. The entry ends with the last of its owners. The
  * swap is what makes the cookie's comparison and the last owner's notice one step.
  */
@@ -580,7 +596,7 @@ static __noinline void ct_release(const struct ct_key *flow, __u64 cookie, __u8 
 	__u64 *mine, *other;
 	__u8 other_tether;
 	struct ct_key key;
-	__u32 life;
+	__u32 life, svc_life;
 
 	if (!e || !cookie)
 		return;
@@ -593,15 +609,11 @@ static __noinline void ct_release(const struct ct_key *flow, __u64 cookie, __u8 
 	if (!side && ct_has_decision(e)) {
 		ct_svc_key_of_flow(&key, flow, e);
 		svc = ct_at(&key);
+		svc_life = svc ? *(volatile __u32 *)&svc->life : 0;
 		/* A socket whose SYN was sent again to another backend goes by that decision now. */
 		if (svc && ct_decided_for(svc, e, flow) &&
-		    __sync_val_compare_and_swap(&svc->cookie[0], cookie, 0) == cookie) {
-			if (how == RELEASE_TIMEWAIT || e->state == CT_TIMEWAIT)
-				svc->state = CT_TIMEWAIT;
-			else if (svc->state < CT_CLOSING)
-				svc->state = CT_CLOSING;
-			__sync_fetch_and_or(&svc->flags, CT_F_ENDED);
-		}
+		    __sync_val_compare_and_swap(&svc->cookie[0], cookie, 0) == cookie)
+			ct_mark_ended(svc, svc_life, how == RELEASE_TIMEWAIT || e->state == CT_TIMEWAIT ? CT_TIMEWAIT : CT_CLOSING);
 	}
 	/* The other owner keeps it; but of a server's socket with many peers nothing follows for one of them. */
 	if (*other && (side || other_tether == TETHER_HELD))
@@ -613,11 +625,8 @@ static __noinline void ct_release(const struct ct_key *flow, __u64 cookie, __u8 
 	if (how == RELEASE_GRACE && ((e->state == CT_TIMEWAIT && hook_mode == HOOK_TRAMPOLINE) ||
 				     (flow->proto == IPPROTO_TCP && (e->flags & CT_F_RST) && !(e->flags & CT_F_REPLIED))))
 		how = RELEASE_NOW;
-	if (how == RELEASE_TIMEWAIT)
-		e->state = CT_TIMEWAIT;
-	else if (e->state < CT_CLOSING)
-		e->state = CT_CLOSING;
-	__sync_fetch_and_or(&e->flags, CT_F_ENDED);
+	if (!ct_mark_ended(e, life, how == RELEASE_TIMEWAIT ? CT_TIMEWAIT : CT_CLOSING))
+		return;
 	if (how == RELEASE_NOW)
 		ct_end(flow, e, life, CT_STAT_DELETED_SOCKET);
 	else if (how == RELEASE_TIMEWAIT_OVER)

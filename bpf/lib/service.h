@@ -59,11 +59,11 @@ ALWAYS int svc_remember(struct pkt *p, const struct backend *b)
 
 /*
  * Whether the server's socket of the last connection on these ports lives on, and answers
- * past the table. Before 6.13 nobody would know what the kernel's reset of that answer belongs to.
+ * past the table: nobody would know what the kernel's reset of that answer belongs to.
  */
 ALWAYS int svc_outlived(const struct ct_entry *last)
 {
-	return last && last->cookie[1] && last->state < CT_TIMEWAIT;
+	return unnamed_resets && last && last->cookie[1] && last->state < CT_TIMEWAIT;
 }
 
 /* A new flow through a frontend: choose a backend and remember the choice. */

@@ -5,6 +5,7 @@
 package fate
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -24,24 +25,26 @@ import (
 // ACK. The SYN that it sends again, to another backend maybe, opens the connection: what
 // follows has to get to that one.
 func TestSYNsSentAgainStayWithTheirNextBackend(t *testing.T) {
-	const servers = 4
-	client, backends := againPods(t, servers)
-	each := func(f func(port uint16) error) {
-		t.Helper()
+	client, servers := againPods(t, 4)
+	synsAgain(t, client, servers...)
+}
+
+func synsAgain(t *testing.T, client *packet.Pod, servers ...*packet.Pod) {
+	t.Helper()
+	for _, to := range []func(i int) netip.AddrPort{
+		func(i int) netip.AddrPort { return servers[i%len(servers)].At(false, 8080) },
+		func(int) netip.AddrPort { return netip.AddrPortFrom(vips[0], TCPPort) },
+	} {
 		var all sync.WaitGroup
 		for i := range connections(400) {
 			all.Go(func() {
-				if err := client.Do(func() error { return f(uint16(20000 + i)) }); err != nil {
+				if err := client.Do(func() error { return oneFrom(uint16(20000+i), to(i)) }); err != nil {
 					t.Errorf("from port %d: %v", 20000+i, err)
 				}
 			})
 		}
 		all.Wait()
 	}
-	each(func(port uint16) error {
-		return oneFrom(port, backends[port%servers].At(false, 8080))
-	})
-	each(func(port uint16) error { return oneFrom(port, netip.AddrPortFrom(vips[0], TCPPort)) })
 }
 
 // againPods are a client, and servers behind the service that is asked, on a node without a daemon.
@@ -119,18 +122,18 @@ func connectFrom(port uint16, to netip.AddrPort) (fd int, err error) {
 // such a port is answered by the old one's server with an ACK; what the client's kernel says to
 // that ends the old one, and the SYN sent again opens the new one.
 func TestAClientMayForgetAConnection(t *testing.T) {
-	client, _ := againPods(t, 1)
+	client, _ := againPods(t, 4)
+	forgetful(t, client)
+}
+
+func forgetful(t *testing.T, client *packet.Pod) {
+	t.Helper()
 	for _, vip := range vips {
 		var all sync.WaitGroup
 		for i := range 20 {
-			port := uint16(20000 + i)
+			port, to := uint16(21000+i), netip.AddrPortFrom(vip, TCPPort)
 			all.Go(func() {
-				err := client.Do(func() error {
-					if err := forgotten(port, netip.AddrPortFrom(vip, TCPPort)); err != nil {
-						return err
-					}
-					return oneFrom(port, netip.AddrPortFrom(vip, TCPPort))
-				})
+				err := client.Do(func() error { return errors.Join(forgotten(port, to), oneFrom(port, to)) })
 				if err != nil {
 					t.Errorf("from port %d: %v", port, err)
 				}

@@ -122,10 +122,10 @@ func One(k Kind, vip netip.Addr) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("connect: %w", err)
+		return fmt.Errorf("connect%s: %w", from(fd), err)
 	}
 	if err := exchange(fd, byte(k)); err != nil {
-		return err
+		return fmt.Errorf("%w%s", err, from(fd))
 	}
 	switch k {
 	case Reset:
@@ -137,6 +137,15 @@ func One(k Kind, vip netip.Addr) error {
 		}
 	}
 	return nil
+}
+
+// from tells a socket's port, by which its entries are found.
+func from(fd int) string {
+	local, err := unix.Getsockname(fd)
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf(" from port %d", addrPort(local).Port())
 }
 
 func exchange(fd int, command byte) error {

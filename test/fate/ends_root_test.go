@@ -103,6 +103,15 @@ func everyEnd(t *testing.T, hook, cgroup string) {
 			gone(t, grace(hook), waits)
 		})
 	}
+	// What the kernel says in place of a socket is named differently from version to version.
+	t.Run("SYNs that are sent again", func(t *testing.T) {
+		synsAgain(t, client, server)
+		gone(t, grace(hook), waits)
+	})
+	t.Run("a client that forgets", func(t *testing.T) {
+		forgetful(t, client)
+		gone(t, grace(hook), waits)
+	})
 	inTimeWait := func(t *testing.T) (count int) {
 		for _, e := range n.Entries(t) {
 			if waits(e) {

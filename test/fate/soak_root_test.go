@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/mooring-cni/mooring/daemon/api"
 	"github.com/mooring-cni/mooring/test/netns"
 	"github.com/mooring-cni/mooring/test/scenario"
 )
@@ -43,7 +45,7 @@ func TestAfterAChurnEntriesAreLiveFlows(t *testing.T) {
 	churning.Go(func() {
 		for time.Now().Before(end) && !t.Failed() {
 			if err := Churn(client, 4, 700, vips, all...); err != nil {
-				t.Error(err)
+				t.Errorf("%v\n%s", err, knownOf(t, n, err))
 			}
 			flows += 700
 		}
@@ -139,6 +141,24 @@ func notLive(t *testing.T, n *scenario.Node, client *netns.NS, servers []*netns.
 	}
 	for key := range want {
 		fmt.Fprintf(&b, "no entry is there for %s\n", key)
+	}
+	return b.String()
+}
+
+var portInError = regexp.MustCompile(`from port (\d+)`)
+
+// knownOf is what the table has of the ports that an error names.
+func knownOf(t *testing.T, n *scenario.Node, failed error) string {
+	var b strings.Builder
+	for _, port := range portInError.FindAllStringSubmatch(failed.Error(), -1) {
+		for c, err := range n.API().Connections(t.Context(), api.Filter{}) {
+			if err != nil {
+				return fmt.Sprintf("%sand the table could not be read: %v", b.String(), err)
+			}
+			if strings.HasSuffix(c.Source, ":"+port[1]) {
+				fmt.Fprintf(&b, "%+v\n", c)
+			}
+		}
 	}
 	return b.String()
 }

@@ -106,9 +106,7 @@ var Jobs = []Job{
 	// The machine's own kernel need not have VLANs.
 	{Name: "vlan", Package: "./test/north", Run: "^TestServicesAreReachedByAVLAN$", Timeout: 10 * time.Minute, Kernels: []string{"6.12", "newest"},
 		Commands: datapathCommands, Programs: datapathPrograms},
-	// Before 6.13 what the kernel says in place of a socket is not known to be its.
 	{Name: "unnamed", Package: "./test/packet", Run: "^TestAnACKWithoutASocket$", Kernels: []string{"6.1", "6.12"}},
-	{Name: "again", Package: "./test/fate", Run: "^(TestSYNsSentAgainStayWithTheirNextBackend|TestAClientMayForgetAConnection)$", Kernels: []string{"6.1", "6.12"}},
 }
 
 // everyEnd needs no daemon, which takes long to start in a guest.
