@@ -349,11 +349,11 @@ const (
 )
 
 type abiSocketState struct {
-	_      structs.HostLayout
-	Cookie uint64
-	Flags  uint32
-	Pad    uint32
-	Cache  struct {
+	_       structs.HostLayout
+	Cookie  uint64
+	Flags   uint32
+	Decided uint32
+	Cache   struct {
 		_                 structs.HostLayout
 		Src               abiAddr
 		Dst               abiAddr

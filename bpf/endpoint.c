@@ -19,7 +19,7 @@ ALWAYS int flow_out(ctx_t *ctx, struct pkt *p)
 {
 	return ct_keep(p)			/* conntrack.h  as it was sent                 */
 	    ?: socket_claim(ctx, p)		/* socket.h     whose it is                    */
-	    ?: svc_lookup(p)			/* service.h    ours, a reply, or not seen yet */
+	    ?: svc_lookup(ctx, p)		/* service.h    ours, a reply, or not seen yet */
 	    ?: svc_translate(ctx, p)		/* service.h    frontend -> backend            */
 	    ?: policy_check(p)			/* policy.h     may the flow begin, or go on   */
 	    ?: svc_untranslate(ctx, p)		/* service.h    reply -> from the frontend     */

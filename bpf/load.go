@@ -317,18 +317,34 @@ const (
 	burials = 4096
 	// buryAgain is sweep.c's BURY_AGAIN.
 	buryAgain = 1 << 30
+	// generationBits is lib/abi.h's GENERATION_BITS.
+	generationBits = 24
 )
 
 // Invalidate voids every decision that sockets have cached: their next packets
 // are decided by the tables again. It follows every change that makes a decision
 // wrong: a backend or an endpoint that is gone, a flush, other policies.
 func (d *Datapath) Invalidate() error {
-	return d.changeShared(func(s *Shared) {
-		s.Generation++
-		if s.Generation == 0 {
-			s.Generation = 1
-		}
-	})
+	return d.changeShared(func(s *Shared) { s.Generation = next(s.Generation, false) })
+}
+
+// Forget voids what sockets know altogether: none makes its entry again after a flush.
+func (d *Datapath) Forget() error {
+	return d.changeShared(func(s *Shared) { s.Generation = next(s.Generation, true) })
+}
+
+// next is the generation after g, which is never 0; the bits above GENERATION_BITS count
+// how often everything was to be forgotten.
+func next(g uint32, forget bool) uint32 {
+	const low = 1<<generationBits - 1
+	epoch := g &^ low
+	if forget {
+		epoch += low + 1
+	}
+	if g = (g + 1) & low; g == 0 {
+		g = 1
+	}
+	return epoch | g
 }
 
 // SetMonitors tells the programs how many watch events: none are written for nobody.

@@ -155,7 +155,7 @@ enum socket_flags {
 struct socket_state {
 	__u64 cookie;
 	__u32 flags;		/* enum socket_flags */
-	__u32 pad;
+	__u32 decided;		/* the generation when the first flow was last in the table */
 	struct socket_cache cache;
 	struct socket_flow flow[SOCKET_FLOWS];
 };
@@ -425,6 +425,9 @@ struct shared {
 	__u32 monitors;		/* how many watch events: none are written for nobody */
 	__u32 generation;	/* never 0; another one voids every decision that a socket has cached */
 };
+
+/* Of a generation, behind these bits, is how often all flows were forgotten: what a socket knows from before is void altogether. */
+#define GENERATION_BITS 24
 
 /* Entries in mooring_ct, counted by who makes and deletes them; one element. */
 struct ct_live {

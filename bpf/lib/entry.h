@@ -586,17 +586,32 @@ ALWAYS int ct_mark_ended(struct ct_entry *e, __u32 life, __u8 state)
 	return 1;
 }
 
+/* The same of the flow's decision: a socket whose SYN was sent again to another backend goes by that one's now. */
+static __noinline void ct_release_decision(const struct ct_key *flow, const struct ct_entry *e, __u64 cookie, enum release how)
+{
+	struct ct_entry *svc;
+	struct ct_key key;
+	__u32 life;
+
+	ct_svc_key_of_flow(&key, flow, e);
+	svc = ct_at(&key);
+	if (!svc)
+		return;
+	life = *(volatile __u32 *)&svc->life;
+	if (ct_decided_for(svc, e, flow) && __sync_val_compare_and_swap(&svc->cookie[0], cookie, 0) == cookie)
+		ct_mark_ended(svc, life, how == RELEASE_TIMEWAIT || e->state == CT_TIMEWAIT ? CT_TIMEWAIT : CT_CLOSING);
+}
+
 /*
  * A socket lets go of its flow. The entry ends with the last of its owners. The
  * swap is what makes the cookie's comparison and the last owner's notice one step.
  */
 static __noinline void ct_release(const struct ct_key *flow, __u64 cookie, __u8 side, enum release how)
 {
-	struct ct_entry *e = ct_at(flow), *svc;
+	struct ct_entry *e = ct_at(flow);
 	__u64 *mine, *other;
 	__u8 other_tether;
-	struct ct_key key;
-	__u32 life, svc_life;
+	__u32 life;
 
 	if (!e || !cookie)
 		return;
@@ -606,15 +621,8 @@ static __noinline void ct_release(const struct ct_key *flow, __u64 cookie, __u8 
 	life = e->life;
 	if (__sync_val_compare_and_swap(mine, cookie, 0) != cookie)
 		return;
-	if (!side && ct_has_decision(e)) {
-		ct_svc_key_of_flow(&key, flow, e);
-		svc = ct_at(&key);
-		svc_life = svc ? *(volatile __u32 *)&svc->life : 0;
-		/* A socket whose SYN was sent again to another backend goes by that decision now. */
-		if (svc && ct_decided_for(svc, e, flow) &&
-		    __sync_val_compare_and_swap(&svc->cookie[0], cookie, 0) == cookie)
-			ct_mark_ended(svc, svc_life, how == RELEASE_TIMEWAIT || e->state == CT_TIMEWAIT ? CT_TIMEWAIT : CT_CLOSING);
-	}
+	if (!side && ct_has_decision(e))
+		ct_release_decision(flow, e, cookie, how);
 	/* The other owner keeps it; but of a server's socket with many peers nothing follows for one of them. */
 	if (*other && (side || other_tether == TETHER_HELD))
 		return;

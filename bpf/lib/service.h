@@ -188,6 +188,12 @@ ALWAYS int svc_continue(struct pkt *p)
 	return 1;
 }
 
+/* Whether a flow that the socket knows is still its own: made again by the other side it has no owner yet. */
+ALWAYS int svc_of_socket(const struct ct_entry *flow, __u64 cookie)
+{
+	return flow->cookie[0] == cookie || (!flow->cookie[0] && !flow_over(flow) && !(flow->flags & CT_F_ENDED));
+}
+
 /*
  * The backend that the packet's socket remembers, if the flow's entry is still the socket's:
  * not where that begins anew on the same ports, or where the table has lost the flow.
@@ -205,7 +211,9 @@ RARELY int svc_by_socket(ctx_t *ctx, struct pkt *p)
 		return 0;
 	b = backend_of(p->backend, p->backend_generation);
 	flow = b ? svc_flow(p, &b->addr, b->port) : NULL;
-	if (flow && flow->cookie[0] == cookie && flow->service == p->service && flow->nat_port == p->dport &&
+	if (b && !flow && socket_restore(ctx, p, 1))
+		flow = svc_flow(p, &b->addr, b->port);
+	if (flow && svc_of_socket(flow, cookie) && flow->service == p->service && flow->nat_port == p->dport &&
 	    ((flow->flags & CT_F_ALONE) || p->proto == IPPROTO_TCP) &&
 	    (!tcp_opens(p) || flow->state == CT_NEW || ct_repeated(flow, p))) {
 		if (flow->flags & CT_F_ALONE)
@@ -248,14 +256,20 @@ RARELY int svc_decide(ctx_t *ctx, struct pkt *p)
  * socket, needs no look where it goes to a frontend: a flow that has its name is
  * another's, from before the service was there.
  */
-ALWAYS int svc_lookup(struct pkt *p)
+ALWAYS int svc_lookup(ctx_t *ctx, struct pkt *p)
 {
 	if ((tcp_opens(p) || (p->first && p->proto == IPPROTO_UDP)) && svc_find(&p->dst, p->dport, p->proto)) {
 		p->flags |= PKT_OPENS;
 		p->flow = NULL;
 		return NEXT;
 	}
-	return ct_lookup(p);
+	ct_lookup(p);
+	if ((p->flags & (PKT_NO_FLOW | PKT_OWNED)) == (PKT_NO_FLOW | PKT_OWNED) && !p->first) {
+		if (socket_restore(ctx, p, 0))
+			return ct_lookup(p);
+		p->flow = NULL;
+	}
+	return NEXT;
 }
 
 /* Whether the packet is for a service now. */

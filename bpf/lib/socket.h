@@ -29,10 +29,16 @@ ALWAYS int socket_decision(ctx_t *ctx, struct pkt *p)
 	return 0;
 }
 
+ALWAYS int socket_restore(ctx_t *ctx, struct pkt *p, __u32 to_frontend)
+{
+	return 0;
+}
+
 #else
 
 /* net/tcp_states.h; UDP sockets are in CLOSE unless they are connected. */
 #define SK_ESTABLISHED 1
+#define SK_SYN_SENT 2
 #define SK_TIME_WAIT 6
 #define SK_CLOSE 7
 #define SK_LISTEN 10
@@ -316,7 +322,8 @@ RARELY int socket_remember(ctx_t *ctx, struct pkt *p)
 	}
 	place &= SOCKET_FLOWS - 1;
 	known = s->flow[place].used;
-	if (!known) {
+	/* What the other side has restored is not tethered to this one. */
+	if (!known || (p->cookie && !(side ? e->tether[1] : e->tether[0]))) {
 		s->flow[place].key = key;
 		s->flow[place].side = side;
 		if (side)
@@ -337,6 +344,7 @@ RARELY int socket_remember(ctx_t *ctx, struct pkt *p)
 	if (place)
 		return 0;
 
+	s->decided = p->generation;
 	c = &s->cache;
 	if (known && c->packets) {
 		/* The entry has heard only what came this way. */
@@ -454,6 +462,92 @@ ALWAYS struct socket_state *socket_backend(ctx_t *ctx, struct pkt *p)
 	p->backend = s->cache.backend;
 	p->backend_generation = s->cache.backend_generation;
 	return s;
+}
+
+/*
+ * The entry of the socket's first flow, which the table has lost: the socket lives, and makes it
+ * again from what it knows, unless that is void or somebody of it is gone. The packet is to a
+ * frontend, or nobody has looked whether it is: only the entry says so of what goes back. Returns 1 when it was made.
+ */
+RARELY int socket_restore(ctx_t *ctx, struct pkt *p, __u32 to_frontend)
+{
+	struct ct_draft *d = ct_draft();
+	struct bpf_sock *sk = ctx->sk;
+	struct socket_state *s;
+	struct socket_cache *c;
+	struct ct_entry *e;
+	struct ct_key key;
+	int renamed, high;
+	__u8 side;
+
+	if (!p || !sk || !d)
+		return 0;
+	s = bpf_sk_storage_get(&mooring_sockets, sk, NULL, 0);
+	if (!s || !s->flow[0].used || (s->decided ^ p->generation) >> GENERATION_BITS || !socket_sent(&s->cache, p))
+		return 0;
+	c = &s->cache;
+	side = s->flow[0].side & 1;
+	d->key = s->flow[0].key;
+	if (to_frontend != (c->service && !side) || ct_at(&d->key))
+		return 0;
+	/* A pod that is its own backend goes by another name: its connection ends. */
+	if (c->to_id == c->from_id || c->to_id != endpoint_id(c->to_dst))
+		return 0;
+	if (c->service && !backend_of(c->backend, c->backend_generation))
+		return 0;
+	e = &d->entry;
+	/* The end of the key that is the socket's own. */
+	high = d->key.port[1] == (side ? c->sport : c->to_sport) &&
+	       addr_eq(&d->key.addr[1], side ? &c->src : &c->to_src);
+	if (high != side)
+		e->flags |= CT_F_INITIATOR_HIGH;
+	if (side) {
+		e->flags |= CT_F_INGRESS | (c->to_id ? CT_F_EGRESS : 0);
+		e->endpoint[0] = c->to_id;
+		e->endpoint[1] = c->from_id;
+		e->cookie[1] = p->cookie;
+		e->tether[1] = ct_tether_of(p);
+		renamed = c->to_sport != c->sport || !addr_eq(&c->to_src, &c->src);
+		if (renamed) {
+			e->nat = c->to_src;
+			e->nat_port = c->to_sport;
+			if (!c->service)
+				e->flags |= CT_F_DSR;
+		}
+		if (c->to_dport != c->dport || !addr_eq(&c->to_dst, &c->dst)) {
+			e->origin = c->to_dst;
+			e->origin_port = c->to_dport;
+		}
+		if (c->service)
+			e->flags |= CT_F_ALONE;
+	} else {
+		e->flags |= CT_F_EGRESS | (c->to_id ? CT_F_INGRESS : 0);
+		e->endpoint[0] = c->from_id;
+		e->endpoint[1] = c->to_id;
+		e->cookie[0] = p->cookie;
+		e->tether[0] = ct_tether_of(p);
+		if (c->service) {
+			e->nat = c->dst;
+			e->nat_port = c->dport;
+			ct_svc_key(&key, p);
+			if (!ct_at(&key))
+				e->flags |= CT_F_ALONE;
+		}
+	}
+	e->backend = c->backend;
+	e->backend_generation = c->backend_generation;
+	e->service = c->service;
+	e->seen = bpf_jiffies64();
+	/* Nobody has asked the policies of today. */
+	e->policy = p->generation - 1;
+	if (p->proto != IPPROTO_TCP || sk->state == SK_ESTABLISHED) {
+		e->state = CT_ESTABLISHED;
+		e->flags |= CT_F_REPLIED;
+	} else if (sk->state != SK_SYN_SENT) {
+		e->state = CT_CLOSING;
+		e->flags |= CT_F_REPLIED;
+	}
+	return !ct_put(d, 1);
 }
 
 /* Where the table has lost it: as long as nothing has changed since. */

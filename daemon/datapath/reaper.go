@@ -358,7 +358,7 @@ func (r *reaper) purge(what *bool) {
 
 // Flush deletes every entry and returns how many there were.
 func (r *reaper) Flush() (uint64, error) {
-	if err := r.bpf.Invalidate(); err != nil {
+	if err := r.bpf.Forget(); err != nil {
 		return 0, fmt.Errorf("flush conntrack: %w", err)
 	}
 	s, err := r.pass(func(s *bpf.Sweep) { s.Flush = 1 })

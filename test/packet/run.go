@@ -349,7 +349,7 @@ func (n *Node) SetEntries(t testing.TB, change func(bpf.CTKey, *bpf.CTEntry)) {
 	}
 }
 
-// Flush forgets all flows.
+// Flush takes all entries, as evictions would: what sockets know stays.
 func (n *Node) Flush(t testing.TB) {
 	t.Helper()
 	if err := n.RunSweep(&bpf.Sweep{Flush: 1}); err != nil {
