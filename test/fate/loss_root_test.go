@@ -5,7 +5,6 @@
 package fate
 
 import (
-	"fmt"
 	"os"
 	"sync"
 	"testing"
@@ -56,5 +55,5 @@ EOF`)
 		})
 	}
 	all.Wait()
-	t.Log(fmt.Sprintf("%d flows; dropped:\n%s", flows, n.Drops()))
+	t.Logf("%d flows; dropped:\n%s", flows, n.Drops())
 }
