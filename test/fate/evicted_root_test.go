@@ -110,6 +110,11 @@ func chat(client *netns.NS, to netip.AddrPort, begun *sync.WaitGroup) error {
 		return err
 	}
 	defer c.Close()
+	// Nothing is to wait for TIME_WAIT.
+	if err := c.(*net.TCPConn).SetLinger(0); err != nil {
+		begun.Done()
+		return err
+	}
 	for i := range 80 {
 		c.SetDeadline(time.Now().Add(10 * time.Second))
 		word := fmt.Sprintf("word %d", i)

@@ -127,6 +127,7 @@ var Long = []Job{
 	// The number of flows that docs/performance.md speaks of: more than fit into TIME_WAIT there.
 	{Name: "fifty/trampoline", Package: "./test/fate", Run: "^TestFate$/^nothing_is_left_of_flows_that_ended", Timeout: 15 * time.Minute,
 		Env: []string{"MOORING_HOOK=trampoline", "FATE_CONNECTIONS=50000"}, Commands: datapathCommands, Programs: datapathPrograms},
+	{Name: "evicted", Package: "./test/fate", Run: "^TestAConnectionGoesOnWithoutItsEntry$", Timeout: 10 * time.Minute},
 	{Name: "fate/trampoline", Package: "./test/fate", Run: "^TestFate$", Env: []string{"MOORING_HOOK=trampoline"}, Timeout: 10 * time.Minute,
 		Commands: datapathCommands, Programs: datapathPrograms},
 	{Name: "fate/tracepoint", Package: "./test/fate", Run: "^TestFate$", Env: []string{"MOORING_HOOK=tracepoint"}, Timeout: 10 * time.Minute,
