@@ -323,12 +323,13 @@ const (
 
 // Invalidate voids every decision that sockets have cached: their next packets
 // are decided by the tables again. It follows every change that makes a decision
-// wrong: a backend or an endpoint that is gone, a flush, other policies.
+// wrong: a backend or an endpoint that is gone, other policies. Where the table has lost
+// a flow meanwhile, its socket may still make the entry again.
 func (d *Datapath) Invalidate() error {
 	return d.changeShared(func(s *Shared) { s.Generation = next(s.Generation, false) })
 }
 
-// Forget voids what sockets know altogether: none makes its entry again after a flush.
+// Forget is Invalidate for a flush, after which no socket makes its entry again.
 func (d *Datapath) Forget() error {
 	return d.changeShared(func(s *Shared) { s.Generation = next(s.Generation, true) })
 }
